@@ -1,0 +1,252 @@
+"""Every formula, once: what each kernel of PyTorch counts, allocates and moves.
+
+``flops`` follows ``torch.utils.flop_counter`` (2 per multiply-add of matrix products, convolutions and
+attention). ``vector_flops`` is the rest: one per arithmetic step on an element, a transcendental function
+counting as one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+
+from modelmeter.nn.dtype import DType, bfloat16, float16, float32, int64, uint64
+from modelmeter.nn.polynomial import Dim
+from modelmeter.nn.tensor import Parameter, Tensor, dense_strides, launch, pointwise
+from modelmeter.nn.tracing import Spec
+
+#: Per element: subtract the mean, square, scale by the inverse deviation, and two sums for the statistics.
+LAYER_NORM_STEPS = 5
+#: Per element: square, its sum, scale by the inverse root mean square.
+RMS_NORM_STEPS = 3
+#: Per attention score: scale, running maximum, subtract it, exponential, sum, divide.
+SOFTMAX_STEPS = 6
+
+
+def matmul_flops(batch: Dim, m: Dim, k: Dim, n: Dim) -> Dim:
+    """FLOPs of ``batch`` products [m, k] @ [k, n]: two per multiply-add.
+
+    Source: ``torch.utils.flop_counter.bmm_flop``.
+
+    Example:
+        >>> matmul_flops(1, 2, 3, 4)
+        48
+    """
+    return 2 * batch * m * k * n
+
+
+def linear(x: Tensor, weight: Parameter, bias: Parameter | None = None) -> Tensor:
+    """``x @ weight.T + bias``: [..., in], [out, in], [out] -> [..., out].
+
+    Example:
+        >>> from modelmeter.nn import trace_function
+        >>> w, b = Parameter((5, 3), float32), Parameter((5,), float32)
+        >>> trace_function(linear, Tensor((2, 3), float32), w, b).ops[0].flops
+        60
+    """
+    out_features, in_features = weight.shape
+    if x.shape[-1] != in_features:
+        raise ValueError(f"linear of {in_features} features got {x}")
+    rows = x.numel() // in_features
+    output = launch(
+        "mm" if bias is None else "addmm",
+        "linear",
+        (x, weight) if bias is None else (bias, x, weight),
+        (rows, out_features),
+        x.dtype,
+        flops=matmul_flops(1, rows, in_features, out_features),
+        vector_flops=0 if bias is None else rows * out_features,
+    )
+    return output.view(*x.shape[:-1], out_features)
+
+
+def conv(x: Tensor, weight: Parameter, bias: Parameter | None = None, *, stride: Sequence[int]) -> Tensor:
+    """Convolution without padding: [B, Cin, *sizes], [Cout, Cin, *kernel] -> [B, Cout, *(sizes - kernel) // stride + 1].
+
+    The output positions are the rows of a matrix product over Cin and the kernel.
+
+    Source: ``torch.utils.flop_counter.conv_flop_count``.
+
+    Example:
+        >>> from modelmeter.nn import trace_function
+        >>> x, w = Tensor((1, 4, 9, 9), float32), Parameter((8, 4, 3, 3), float32)
+        >>> trace_function(lambda: conv(x, w, stride=(1, 1))).ops[0].flops
+        28224
+    """
+    out_channels, in_channels, *kernel = weight.shape
+    if x.shape[1] != in_channels:
+        raise ValueError(f"convolution of {in_channels} channels got {x}")
+    sizes = [_positions(n, k, s) for n, k, s in zip(x.shape[2:], kernel, stride, strict=True)]
+    batch, positions = x.shape[0], prod(sizes, start=1)
+    return launch(
+        "convolution",
+        "conv",
+        (x, weight) if bias is None else (x, weight, bias),
+        (batch, out_channels, *sizes),
+        x.dtype,
+        flops=matmul_flops(batch, positions, prod(kernel, start=in_channels), out_channels),
+        vector_flops=0 if bias is None else batch * positions * out_channels,
+    )
+
+
+def _positions(size: Dim, kernel: Dim, stride: int) -> Dim:
+    """Places where a kernel fits; the kernel that tiles its input (a patch embedding) needs no remainder."""
+    if kernel == stride:
+        return size // stride
+    return (size - kernel) // stride + 1
+
+
+def scaled_dot_product_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Fused attention: [B, H, S, D], [B, H, L, D], [B, H, L, V] -> [B, H, S, V]; scores never reach memory.
+
+    The flash kernel serves half precision up to 256 channels a head, the memory-efficient one the rest.
+    Both also write the log-sum-exp or random state that a backward pass would need.
+
+    Source: ``torch.utils.flop_counter.sdpa_flop_count``; outputs of
+    ``aten._scaled_dot_product_flash_attention`` and ``aten._scaled_dot_product_efficient_attention``.
+
+    Example:
+        >>> from modelmeter.nn import trace_function
+        >>> q = Tensor((1, 2, 10, 64), bfloat16)
+        >>> trace_function(scaled_dot_product_attention, q, q, q).ops[0].flops
+        51200
+    """
+    batch, heads, rows, head_dim = query.shape
+    columns, value_dim = value.shape[2:]
+    flash = query.dtype in (float16, bfloat16) and isinstance(head_dim, int) and head_dim <= 256
+    if flash:
+        name = "_scaled_dot_product_flash_attention"
+        scratch = (Spec((batch, heads, rows), float32), Spec((2,), uint64), Spec((), uint64))
+    else:
+        name = "_scaled_dot_product_efficient_attention"
+        scratch = (Spec((batch, heads, 0), float32), Spec((), int64), Spec((), int64))
+    layout = Tensor((batch, rows, heads, value_dim), query.dtype).transpose(1, 2)
+    return launch(
+        name,
+        "attention",
+        (query, key, value),
+        layout.shape,
+        query.dtype,
+        strides=layout.strides,
+        scratch=scratch,
+        # scores [S, D] @ [D, L], then values [S, L] @ [L, V], for every head
+        flops=matmul_flops(batch * heads, rows, head_dim, columns)
+        + matmul_flops(batch * heads, rows, columns, value_dim),
+        vector_flops=SOFTMAX_STEPS * batch * heads * rows * columns,
+    )
+
+
+def layer_norm(x: Tensor, normalized_shape: int, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    """Layer norm over the last dimension; mean and inverse deviation of every row are written too.
+
+    Example:
+        >>> from modelmeter.nn import trace_function
+        >>> trace_function(lambda x: layer_norm(x, 8, None, None), Tensor((2, 8), float32)).ops[0].bytes_written
+        80
+    """
+    affine = tuple(tensor for tensor in (weight, bias) if tensor is not None)
+    statistics = Spec((*x.shape[:-1], 1), float32)
+    return launch(
+        "native_layer_norm",
+        "norm",
+        (x, *affine),
+        _normalized(x, normalized_shape),
+        x.dtype,
+        scratch=(statistics, statistics),
+        vector_flops=(LAYER_NORM_STEPS + len(affine)) * x.numel(),
+    )
+
+
+def rms_norm(x: Tensor, normalized_shape: int, weight: Tensor | None) -> Tensor:
+    """RMS norm over the last dimension as one kernel, which also writes the inverse root of every row.
+
+    Example:
+        >>> from modelmeter.nn import trace_function
+        >>> trace_function(lambda x: rms_norm(x, 8, None), Tensor((2, 8), bfloat16)).ops[0].name
+        '_fused_rms_norm'
+    """
+    affine = () if weight is None else (weight,)
+    return launch(
+        "_fused_rms_norm",
+        "norm",
+        (x, *affine),
+        _normalized(x, normalized_shape),
+        x.dtype,
+        scratch=(Spec((*x.shape[:-1], 1), float32),),
+        vector_flops=(RMS_NORM_STEPS + len(affine)) * x.numel(),
+    )
+
+
+def _normalized(x: Tensor, size: int) -> tuple[Dim, ...]:
+    if x.shape[-1] != size:
+        raise ValueError(f"norm over {size} features got {x}")
+    return x.shape
+
+
+def gelu(x: Tensor) -> Tensor:
+    """GELU, exact or by tanh, on every element."""
+    return pointwise("gelu", x)
+
+
+def silu(x: Tensor) -> Tensor:
+    """SiLU on every element."""
+    return pointwise("silu", x)
+
+
+def exp(x: Tensor) -> Tensor:
+    """Exponential of every element."""
+    return pointwise("exp", x)
+
+
+def sin(x: Tensor) -> Tensor:
+    """Sine of every element."""
+    return pointwise("sin", x)
+
+
+def cos(x: Tensor) -> Tensor:
+    """Cosine of every element."""
+    return pointwise("cos", x)
+
+
+def cat(tensors: Sequence[Tensor], dim: int) -> Tensor:
+    """Concatenation, a copy of every operand.
+
+    Example:
+        >>> from modelmeter.nn import trace_function
+        >>> x = Tensor((2, 3), float32)
+        >>> trace_function(lambda: cat([x, x], dim=-1)).outputs.shape
+        (2, 6)
+    """
+    first = tensors[0]
+    dim %= first.ndim
+    for tensor in tensors:
+        if tensor.shape[:dim] + tensor.shape[dim + 1 :] != first.shape[:dim] + first.shape[dim + 1 :]:
+            raise ValueError(f"cat along {dim} of {first} and {tensor}")
+    size: Dim = 0
+    for tensor in tensors:
+        size = size + tensor.shape[dim]
+    return launch("cat", "copy", tensors, (*first.shape[:dim], size, *first.shape[dim + 1 :]), first.dtype)
+
+
+def pad(x: Tensor, padding: Sequence[int]) -> Tensor:
+    """Zeros around the last dimensions, a copy: ``padding`` is (before, after) from the last dimension back.
+
+    Example:
+        >>> from modelmeter.nn import trace_function
+        >>> trace_function(lambda: pad(Tensor((2, 3), float32), (0, 1))).outputs.shape
+        (2, 4)
+    """
+    shape = list(x.shape)
+    for i, (before, after) in enumerate(zip(padding[::2], padding[1::2], strict=True)):
+        shape[-1 - i] = shape[-1 - i] + before + after
+    return launch("constant_pad_nd", "copy", (x,), tuple(shape), x.dtype)
+
+
+def arange(length: int, dtype: DType = float32) -> Tensor:
+    """``length`` ascending numbers; writes only."""
+    return launch("arange", "copy", (), (length,), dtype)
+
+
+def empty_like(x: Tensor) -> Tensor:
+    """Storage of the same size and layout; nothing is read or written."""
+    return launch("empty_like", "allocate", (), x.shape, x.dtype, strides=dense_strides(x), bytes_written=0)

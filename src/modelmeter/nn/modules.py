@@ -1,0 +1,325 @@
+"""Modules on shapes, as ``torch.nn``: attribute names are paths, calling a module records what it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+from modelmeter.nn import functional as F
+from modelmeter.nn.dtype import DType, float32
+from modelmeter.nn.tensor import Parameter, Storage, Tensor
+from modelmeter.nn.tracing import Body, Op, Trace, current_trace, tracing
+
+
+class Module:
+    """Base of all modules: submodules and weights are attributes, ``forward`` says what runs.
+
+    ``forward`` may not change the module. A subclass defines ``__init__`` and ``forward``; no call to
+    ``super().__init__()`` is needed.
+
+    Example:
+        >>> class Pair(Module):
+        ...     def __init__(self) -> None:
+        ...         self.first, self.second = Linear(4, 8), Linear(8, 2)
+        ...     def forward(self, x: Tensor) -> Tensor:
+        ...         return self.second(self.first(x))
+        >>> [name for name, _ in Pair().named_modules()], Pair().params
+        (['', 'first', 'second'], 58)
+    """
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        raise NotImplementedError(f"{type(self).__name__} has no forward")
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        # The argument tuple lives here until the call returns, as it does in torch.nn.Module.__call__.
+        return _call(current_trace(), self, args, kwargs)
+
+    def named_children(self) -> Iterator[tuple[str, Module]]:
+        """Submodules by attribute name, in the order of definition."""
+        return ((name, value) for name, value in vars(self).items() if isinstance(value, Module))
+
+    def named_modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
+        """This module and all below it, by path."""
+        yield prefix, self
+        for name, child in self.named_children():
+            yield from child.named_modules(f"{prefix}.{name}" if prefix else name)
+
+    def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
+        """All weights by path."""
+        for path, module in self.named_modules():
+            for name, value in vars(module).items():
+                if isinstance(value, Parameter):
+                    yield (f"{path}.{name}" if path else name), value
+
+    @property
+    def own_params(self) -> int:
+        """Parameters of this module itself, without its submodules."""
+        return sum(_size(value) for value in vars(self).values() if isinstance(value, Parameter))
+
+    @property
+    def params(self) -> int:
+        """Parameters of this module and all below it."""
+        return self.own_params + sum(child.params for _, child in self.named_children())
+
+    def to(self, dtype: DType, *, keep_in_fp32: Sequence[str] = ()) -> Module:
+        """Set the dtype of all weights; those with a path component in ``keep_in_fp32`` become float32.
+
+        Source: diffusers ``ModelMixin.from_pretrained(torch_dtype=...)`` and ``_keep_in_fp32_modules``.
+        """
+        kept = set(keep_in_fp32)
+        for path, module in self.named_modules():
+            for name, value in vars(module).items():
+                if isinstance(value, Parameter):
+                    wanted = float32 if kept.intersection([*path.split("."), name]) else dtype
+                    vars(module)[name] = Parameter(value.shape, wanted)
+        return self
+
+
+def _size(parameter: Parameter) -> int:
+    numel = parameter.numel()
+    assert isinstance(numel, int)  # weights have the shape of the configuration, never of the workload
+    return numel
+
+
+# -- calls: run once, share afterwards ----------------------------------------------------------------------
+
+
+class _View(NamedTuple):
+    """How to make an output tensor again: its layout, and which storage it is on."""
+
+    tensor: tuple[Any, ...]
+    storage: int
+    """Index of a new storage, or ``-1 - i`` for the storage of argument tensor ``i``."""
+
+
+def _call(trace: Trace, module: Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    before = trace.live
+    known: dict[int, int] = {}
+    key = (_signature(trace, module), _key(args, known), _key(tuple(kwargs.items()), known))
+    if trace.memo is not None and key in trace.memo:
+        body, template = trace.memo[key]
+        arguments = list(_storages((args, kwargs)))
+        outputs = _rebuild(template, trace, arguments, {})
+    else:
+        with trace.body(module) as body:
+            outputs = module.forward(*args, **kwargs)
+        arguments = list(_storages((args, kwargs)))
+        template = _template(outputs, {id(storage): -1 - i for i, storage in enumerate(arguments)})
+        new = {id(s): s.nbytes for s in _storages(outputs) if s.trace is not None and s not in arguments}
+        if trace.live - before != sum(new.values()):
+            raise RuntimeError(
+                f"{body.path or body.module} left {trace.live - before} bytes alive where its outputs "
+                f"hold {sum(new.values())}: something kept a tensor"
+            )
+        if trace.memo is not None:
+            trace.memo[key] = (body, template)
+    trace.called(body, module, before)
+    return outputs
+
+
+def _signature(trace: Trace, module: Module) -> object:
+    """All that decides what a module runs: class, settings, weights, submodules; interned in the trace."""
+    found = trace.signatures.get(id(module))
+    if found is None:
+        parts: list[object] = [type(module)]
+        for name, value in vars(module).items():
+            if isinstance(value, Module):
+                parts.append((name, _signature(trace, value)))
+            else:
+                parts.append((name, value.spec if isinstance(value, Tensor) else value))
+        found = trace.interned.setdefault(tuple(parts), len(trace.interned))
+        trace.signatures[id(module)] = found
+    return found
+
+
+def _key(value: Any, known: dict[int, int]) -> object:
+    """Arguments as a key: tensors by layout, and by which of them share a storage."""
+    if isinstance(value, Tensor):
+        return value.shape, value.dtype, value._strides, known.setdefault(id(value.storage), len(known))
+    if isinstance(value, tuple | list):
+        return tuple([_key(item, known) for item in value])
+    return value
+
+
+def _storages(value: Any) -> Iterator[Storage]:
+    if isinstance(value, Tensor):
+        yield value.storage
+    elif isinstance(value, tuple | list):
+        for item in value:
+            yield from _storages(item)
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from _storages(item)
+
+
+def _template(value: Any, places: dict[int, int]) -> Any:
+    if isinstance(value, Tensor):
+        place = places.setdefault(id(value.storage), sum(p >= 0 for p in places.values()))
+        counted = value.storage.trace is not None
+        return _View((value.shape, value.dtype, value._strides, value.storage.nbytes, counted), place)
+    if isinstance(value, tuple | list):
+        return tuple([_template(item, places) for item in value])
+    return value
+
+
+def _rebuild(template: Any, trace: Trace, arguments: list[Storage], made: dict[int, Storage]) -> Any:
+    if isinstance(template, _View):
+        shape, dtype, strides, nbytes, counted = template.tensor
+        if template.storage < 0:
+            storage = arguments[-1 - template.storage]
+        elif template.storage in made:
+            storage = made[template.storage]
+        else:
+            storage = made[template.storage] = Storage(nbytes, trace if counted else None)
+        return Tensor(shape, dtype, storage, strides)
+    if isinstance(template, tuple):
+        return tuple([_rebuild(item, trace, arguments, made) for item in template])
+    return template
+
+
+class Record(NamedTuple):
+    """A finished trace: the body of the root and what it returned."""
+
+    body: Body
+    outputs: Any
+
+    @property
+    def ops(self) -> list[Op]:
+        """The operators that the root ran itself."""
+        return list(self.body.ops)
+
+
+def trace(module: Module, /, *args: Any, memo: bool = True, **kwargs: Any) -> Record:
+    """Run ``module`` once on shapes and record it.
+
+    Args:
+        args, kwargs: what ``forward`` takes; tensors are inputs and count in no live bytes.
+        memo: share equal calls instead of running each; the record reads the same.
+
+    Raises:
+        RuntimeError: more bytes are alive after the run than the outputs hold.
+
+    Example:
+        >>> record = trace(Linear(4, 8), Tensor((3, 4), float32))
+        >>> record.ops[0].flops, record.outputs.shape
+        (192, (3, 8))
+    """
+    state = Trace({id(child): path for path, child in module.named_modules()}, memo=memo)
+    with tracing(state):
+        outputs = module(*args, **kwargs)
+    (body,) = state.roots
+    return Record(body, outputs)
+
+
+class _Function(Module):
+    def __init__(self, function: Any) -> None:
+        self.function = function
+
+    def forward(self, *args: Any) -> Any:
+        return self.function(*args)
+
+
+def trace_function(function: Any, *args: Any) -> Record:
+    """Record a function of tensors, as :func:`trace` does a module.
+
+    Example:
+        >>> trace_function(F.gelu, Tensor((3, 4), float32)).ops[0].name
+        'gelu'
+    """
+    return trace(_Function(function), *args)
+
+
+# -- torch.nn on shapes -------------------------------------------------------------------------------------
+
+
+class ModuleList(Module):
+    """Modules under the names ``0``, ``1``, ...; not called itself."""
+
+    def __init__(self, modules: Sequence[Module]) -> None:
+        vars(self).update((str(i), module) for i, module in enumerate(modules))
+
+    def __iter__(self) -> Iterator[Module]:
+        return (module for _, module in self.named_children())
+
+    def __getitem__(self, index: int) -> Module:
+        module: Module = vars(self)[str(index)]
+        return module
+
+
+class Linear(Module):
+    """[..., in_features] -> [..., out_features].
+
+    Example:
+        >>> Linear(4, 8).params
+        40
+    """
+
+    def __init__(self, in_features: int, out_features: int, *, bias: bool = True) -> None:
+        self.weight = Parameter((out_features, in_features), float32)
+        self.bias = Parameter((out_features,), float32) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight, self.bias)
+
+
+class Conv3d(Module):
+    """[B, in_channels, T, H, W] -> [B, out_channels, T', H', W'], no padding.
+
+    Example:
+        >>> trace(Conv3d(16, 32, (1, 2, 2), stride=(1, 2, 2)), Tensor((1, 16, 5, 8, 8), float32)).outputs.shape
+        (1, 32, 5, 4, 4)
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: tuple[int, int, int], *, stride: tuple[int, int, int]
+    ) -> None:
+        self.stride = stride
+        self.weight = Parameter((out_channels, in_channels, *kernel_size), float32)
+        self.bias = Parameter((out_channels,), float32)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv(x, self.weight, self.bias, stride=self.stride)
+
+
+class RMSNorm(Module):
+    """RMS norm over the last dimension, with a weight.
+
+    Example:
+        >>> RMSNorm(128).params
+        128
+    """
+
+    def __init__(self, normalized_shape: int) -> None:
+        self.weight = Parameter((normalized_shape,), float32)
+
+    def forward(self, x: Tensor) -> Tensor:
+        (size,) = self.weight.shape
+        assert isinstance(size, int)
+        return F.rms_norm(x, size, self.weight)
+
+
+class GELU(Module):
+    """GELU on every element."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.gelu(x)
+
+
+class SiLU(Module):
+    """SiLU on every element."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.silu(x)
+
+
+class Identity(Module):
+    """Returns its input."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+class Dropout(Identity):
+    """Dropout in inference: returns its input."""
+
+
