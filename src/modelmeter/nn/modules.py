@@ -321,5 +321,3 @@ class Identity(Module):
 
 class Dropout(Identity):
     """Dropout in inference: returns its input."""
-
-

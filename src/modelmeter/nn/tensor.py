@@ -138,7 +138,8 @@ class Tensor:
 
     def expand(self, *shape: Dim) -> Tensor:
         strides = tuple(
-            stride if size == wanted else 0 for size, wanted, stride in zip(self.shape, shape, self.strides, strict=True)
+            stride if size == wanted else 0
+            for size, wanted, stride in zip(self.shape, shape, self.strides, strict=True)
         )
         return self._view(shape, strides)
 
@@ -166,9 +167,7 @@ class Tensor:
         dim %= self.ndim
         if sum(sizes) != self.shape[dim]:
             raise ValueError(f"split sizes {list(sizes)} do not add up to {self.shape[dim]}")
-        return tuple(
-            self._view((*self.shape[:dim], size, *self.shape[dim + 1 :]), self.strides) for size in sizes
-        )
+        return tuple(self._view((*self.shape[:dim], size, *self.shape[dim + 1 :]), self.strides) for size in sizes)
 
     def chunk(self, chunks: int, dim: int) -> tuple[Tensor, ...]:
         return self.split([self.shape[dim] // chunks] * chunks, dim)
@@ -322,9 +321,7 @@ def pointwise(name: str, *operands: Tensor | Scalar) -> Tensor:
     full = next((tensor for tensor in tensors if tensor.shape == shape and tensor._strides is not None), None)
     dtype = promote(tensor.dtype for tensor in tensors)
     strides = dense_strides(full) if full is not None else None
-    return launch(
-        name, "elementwise", tensors, shape, dtype, strides=strides, vector_flops=prod(shape, start=1)
-    )
+    return launch(name, "elementwise", tensors, shape, dtype, strides=strides, vector_flops=prod(shape, start=1))
 
 
 def promote(dtypes: Iterable[DType]) -> DType:

@@ -1,0 +1,5 @@
+"""``python -m modelmeter``."""
+
+from modelmeter.cli import main
+
+main()

@@ -1,0 +1,133 @@
+"""Loading a model and asking it what a workload costs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache, cached_property
+from typing import Any
+
+from modelmeter.compiled import CompiledForward, compile_forward
+from modelmeter.config import Entry, Overrides, applied, compose, find, parse_overrides
+from modelmeter.errors import choice
+from modelmeter.estimate import Estimate, StageRun
+from modelmeter.models.registry import pipeline
+from modelmeter.nn import Module
+from modelmeter.stage import Forward, Pipeline, Plan
+from modelmeter.workload import Workload, workload
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model with its configuration, ready to estimate; made by :func:`load`.
+
+    Args:
+        id: id of the model.
+        config: composed configuration, user overrides applied.
+        overrides: what the user set beside the configuration.
+    """
+
+    id: str
+    title: str
+    source: str
+    config: Mapping[str, Any]
+    overrides: Overrides
+    _forms: dict[tuple[object, ...], CompiledForward] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def pipeline(self) -> Pipeline:
+        """What the family tells about itself."""
+        return pipeline(self.config["pipeline"])
+
+    @cached_property
+    def components(self) -> dict[str, Module]:
+        """Modules on shapes by component id."""
+        return self.pipeline.components(self.config)
+
+    @property
+    def presets(self) -> Mapping[str, Mapping[str, Any]]:
+        """Workloads by name."""
+        presets: Mapping[str, Mapping[str, Any]] = self.config["workloads"]
+        return presets
+
+    def workload(self, preset: str | None = None, **keys: Any) -> Workload:
+        """A workload: a preset, the overrides given to :func:`load`, and these keys on top.
+
+        Raises:
+            InputError: an unknown preset or key, or a bad value.
+
+        Example:
+            >>> load("wan2.1-t2v-14b").workload("wan2-1-512p", num_frames=17).height
+            512
+        """
+        name = preset or self.overrides.preset or self.config["default_workload"]
+        if name not in self.presets:
+            raise choice("workload", name, self.presets)
+        return workload({**self.presets[name], **self.overrides.workload, **keys})
+
+    def plan(self, video: Workload) -> Plan:
+        """The stages that run for a workload.
+
+        Raises:
+            InputError: a size that the model cannot run.
+        """
+        return self.pipeline.plan(self.config, video)
+
+    def estimate(self, *, workload: str | None = None, **keys: Any) -> Estimate:
+        """What a workload costs: exact, from closed forms that are compiled once.
+
+        Args:
+            workload: name of a preset; the model's default without one.
+            keys: workload keys, such as ``num_frames=81``.
+
+        Raises:
+            InputError: an unknown preset or key, or a value that the model cannot run.
+
+        Example:
+            >>> load("wan2.1-t2v-1.3b").estimate(num_inference_steps=1, guidance_scale=1).flops
+            283001787777024
+        """
+        plan = self.plan(self.workload(workload, **keys))
+        runs = tuple(
+            StageRun(stage, tuple((forward, self.compiled(stage.component, forward)) for forward in stage.forwards))
+            for stage in plan.stages
+        )
+        return Estimate(self.id, self.source, self.config, plan, self._component_params, runs)
+
+    def compiled(self, component: str, forward: Forward) -> CompiledForward:
+        """The closed forms of a forward, compiled when first needed."""
+        key = (component, forward.label, *(size == 1 for size in forward.dims.values()))
+        if key not in self._forms:
+            self._forms[key] = compile_forward(self.components[component], forward.dims)
+        return self._forms[key]
+
+    @cached_property
+    def _component_params(self) -> dict[str, tuple[str, int]]:
+        return {name: (type(module).__name__, module.params) for name, module in self.components.items()}
+
+
+@cache
+def _composed(entry: Entry) -> dict[str, Any]:
+    return compose(entry)
+
+
+def load(name: str, *overrides: str) -> Model:
+    """A model by id or Hugging Face repository id.
+
+    Args:
+        name: such as ``wan2.1-t2v-14b`` or ``Wan-AI/Wan2.1-T2V-14B``.
+        overrides: ``key=value``: workload keys, ``implementation=``, or ``transformer.<key>=``.
+
+    Raises:
+        InputError: an unknown model or key, or a bad value.
+
+    Example:
+        >>> load("wan2.1-t2v-14b", "transformer.num_layers=2").components["transformer"].params
+        969221184
+    """
+    entry = find(name)
+    config = _composed(entry)
+    parsed = parse_overrides(overrides, config)
+    model = Model(entry.id, entry.title, config["source"], applied(config, parsed.config), parsed)
+    model.workload()  # bad values are refused at once
+    return model

@@ -1,0 +1,147 @@
+"""The ``modelmeter`` command: parse, call, print."""
+
+from __future__ import annotations
+
+import os
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+
+from modelmeter.errors import InputError, UnavailableError
+from modelmeter.report.output import write_file
+
+# Typer brings its own Click since 0.26 and used the separate one before; both name the base alike.
+ClickException = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
+
+app = typer.Typer(
+    name="modelmeter",
+    help="What a video diffusion model costs, before anyone runs it.",
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+class ReportFormat(StrEnum):
+    """Formats of a report."""
+
+    table = "table"
+    markdown = "markdown"
+    json = "json"
+    csv = "csv"
+
+
+class ListFormat(StrEnum):
+    """Formats of a list."""
+
+    table = "table"
+    json = "json"
+
+
+class Listing(StrEnum):
+    """What there is to list."""
+
+    models = "models"
+    workloads = "workloads"
+
+
+Model = Annotated[
+    str, typer.Argument(metavar="MODEL", help="Model id or Hugging Face repository id.", show_default=False)
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[KEY=VALUE]...", help="Workload keys (height=480) or configuration (transformer.num_layers=2)."
+    ),
+]
+Preset = Annotated[str | None, typer.Option("-w", "--workload", help="Preset; see: modelmeter list workloads.")]
+OutputFile = Annotated[Path | None, typer.Option("-o", "--output", help="Write to a file instead of the terminal.")]
+
+
+@app.command("list", epilog="Example: modelmeter list models")
+def list_command(
+    what: Annotated[Listing, typer.Argument(help="What to list.")] = Listing.models,
+    format: Annotated[ListFormat, typer.Option("--format", help="Output format.")] = ListFormat.table,
+    output: OutputFile = None,
+) -> None:
+    """List the models or the workload presets."""
+    from modelmeter.report.listing import LISTINGS
+
+    show(LISTINGS[what.value](format.value), output)
+
+
+@app.command(epilog="Example: modelmeter report wan2.1-t2v-14b num_frames=81 height=720 width=1280")
+def report(
+    model: Model,
+    overrides: Overrides = None,
+    workload: Preset = None,
+    depth: Annotated[int, typer.Option(min=0, help="Levels of modules below a stage.")] = 2,
+    top: Annotated[int | None, typer.Option(min=1, help="Only the N modules with the most FLOPs of their own.")] = None,
+    format: Annotated[ReportFormat, typer.Option("--format", help="Output format.")] = ReportFormat.table,
+    output: OutputFile = None,
+) -> None:
+    """Count the FLOPs and parameters of a workload, module by module."""
+    from modelmeter.api import load
+    from modelmeter.report.formats import FORMATS
+
+    estimate = load(model, *(overrides or [])).estimate(workload=workload)
+    show(FORMATS[format.value](estimate, depth=depth, count=top), output)
+
+
+def show(result: object, output: Path | None) -> None:
+    """Print a result, or write it to a file as plain text."""
+    if output is None and not isinstance(result, str):
+        Console(soft_wrap=True).print(result)
+    elif output is None:
+        sys.stdout.write(str(result))
+    else:
+        write_file(output, result if isinstance(result, str) else plain(result))
+
+
+def plain(result: object) -> str:
+    """What Rich would print, without colour and without a limit on the width."""
+    console = Console(width=10_000, color_system=None, force_terminal=False)
+    with console.capture() as capture:
+        console.print(result)
+    return "\n".join(line.rstrip() for line in capture.get().splitlines()) + "\n"
+
+
+def fail(message: object, status: int) -> NoReturn:
+    """End with one line on standard error."""
+    print(f"modelmeter: {message}", file=sys.stderr)
+    sys.exit(status)
+
+
+def main() -> None:
+    """Run the command line; exit status 0 done, 1 failed or no, 2 bad input, 3 reference unavailable."""
+    try:
+        status = app(standalone_mode=False)
+        sys.stdout.flush()
+    except typer.Exit as exit:
+        sys.exit(exit.exit_code)
+    except ClickException as error:
+        fail(_one_line(error), 2)
+    except InputError as error:
+        fail(error, 2)
+    except UnavailableError as error:
+        fail(error, 3)
+    except BrokenPipeError:
+        # The reader has gone, as `| head` does; nothing is wrong with the answer.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except (typer.Abort, KeyboardInterrupt):
+        fail("interrupted", 2)
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def _one_line(error: Any) -> str:
+    text = " ".join(str(error.format_message()).split())
+    return text.replace("Value error, ", "")
+
+
+if __name__ == "__main__":
+    main()

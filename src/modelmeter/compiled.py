@@ -1,0 +1,128 @@
+"""A forward compiled once: closed forms of its FLOPs and peak, evaluated exactly in microseconds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+from modelmeter.flops import Counts, called_paths, own_flops, total_flops
+from modelmeter.memory import Peak, peaks
+from modelmeter.nn import Body, Dim, Module, evaluate, symbol, trace
+
+#: A size that is 1 stays a literal 1, since broadcasting and copies depend on it; a symbol is at least this.
+SMALLEST_SYMBOL = 2
+
+
+class NodeForm(NamedTuple):
+    """A module of the compiled forward: where it is, and what it runs."""
+
+    path: str
+    parent: str | None
+    kind: str
+    """Class name."""
+    params: int
+    bodies: tuple[Body, ...]
+    """What each of its calls ran; empty for a container that is never called."""
+
+
+@dataclass(frozen=True)
+class CompiledForward:
+    """Closed forms of one forward in the sizes of its inputs.
+
+    Args:
+        literals: the sizes that the forms hold for as they are; all others are symbols from 2 up.
+
+    Raises:
+        ValueError: an evaluation at sizes that the forms do not cover.
+
+    Example:
+        >>> from modelmeter.models.wan2_1.transformer import Wan2_1DiTModel
+        >>> dims = {"batch": 1, "frames": 3, "rows": 4, "columns": 4, "text_len": 8}
+        >>> form = compile_forward(Wan2_1DiTModel(num_layers=1), dims)
+        >>> form.flops({**dims, "frames": 5}) > form.flops(dims)
+        True
+    """
+
+    module: Module
+    body: Body
+    literals: Mapping[str, int]
+    symbols: frozenset[str]
+
+    @cached_property
+    def total(self) -> Counts:
+        """Closed form of the FLOPs of the forward by kind."""
+        return total_flops(self.body)
+
+    @cached_property
+    def _sum(self) -> Dim:
+        return sum(self.total.values(), start=0)
+
+    @cached_property
+    def peak_forms(self) -> tuple[Peak, ...]:
+        """The moments that may be the peak at sizes within the bounds."""
+        return peaks(self.body, dict.fromkeys(self.symbols, SMALLEST_SYMBOL))
+
+    @cached_property
+    def nodes(self) -> tuple[NodeForm, ...]:
+        """Every module by path, parents before children."""
+        bodies: dict[str, list[Body]] = {}
+        for path, body in called_paths(self.body):
+            bodies.setdefault(path, []).append(body)
+        return tuple(
+            NodeForm(
+                path,
+                path.rpartition(".")[0] if path else None,
+                type(module).__name__,
+                module.params,
+                tuple(bodies.get(path, ())),
+            )
+            for path, module in self.module.named_modules()
+        )
+
+    def flops(self, dims: Mapping[str, int]) -> int:
+        """FLOPs of one forward at these sizes."""
+        self._check(dims)
+        return evaluate(self._sum, dims)
+
+    def flops_by_kind(self, dims: Mapping[str, int]) -> dict[str, int]:
+        """FLOPs of one forward at these sizes, by kind of operator."""
+        self._check(dims)
+        return {kind: evaluate(flops, dims) for kind, flops in self.total.items()}
+
+    def own_flops(self, dims: Mapping[str, int]) -> dict[Body, dict[str, int]]:
+        """FLOPs by kind that each distinct body runs itself at these sizes."""
+        self._check(dims)
+        bodies: Iterable[Body] = {body for node in self.nodes for body in node.bodies}
+        return {body: {kind: evaluate(flops, dims) for kind, flops in own_flops(body).items()} for body in bodies}
+
+    def peak(self, dims: Mapping[str, int]) -> Peak:
+        """The peak of one forward at these sizes: bytes, module and operator."""
+        self._check(dims)
+        return max(
+            (peak._replace(live=evaluate(peak.live, dims)) for peak in self.peak_forms), key=lambda peak: peak.live
+        )
+
+    def covers(self, dims: Mapping[str, int]) -> bool:
+        """Whether the closed forms hold at these sizes."""
+        return all(dims[name] == value for name, value in self.literals.items()) and all(
+            dims[name] >= SMALLEST_SYMBOL for name in self.symbols
+        )
+
+    def _check(self, dims: Mapping[str, int]) -> None:
+        if not self.covers(dims):
+            raise ValueError(f"sizes {dict(dims)} are outside these closed forms ({self.literals}, others from 2 up)")
+
+
+def compile_forward(module: Module, dims: Mapping[str, int]) -> CompiledForward:
+    """Trace ``module`` once on formulas: every size is a symbol, but sizes of 1 stay as they are.
+
+    Args:
+        module: has an ``inputs`` that makes its arguments from sizes by name.
+        dims: sizes by name.
+    """
+    sizes: dict[str, Dim] = {name: 1 if size == 1 else symbol(name) for name, size in dims.items()}
+    record = trace(module, *module.inputs(**sizes))
+    literals = {name: size for name, size in dims.items() if size == 1}
+    return CompiledForward(module, record.body, literals, frozenset(dims) - frozenset(literals))

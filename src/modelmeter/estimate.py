@@ -1,0 +1,198 @@
+"""The answer: FLOPs and parameters of a workload, in total, by stage, and for every module."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import cached_property
+from typing import Any
+
+from modelmeter.compiled import CompiledForward
+from modelmeter.errors import choice
+from modelmeter.stage import Forward, Plan, Stage
+from modelmeter.workload import Geometry, Workload
+
+CONVENTIONS = (
+    "1 multiply-add = 2 FLOPs",
+    "flops: what PyTorch's FlopCounterMode counts (mm, addmm, bmm, baddbmm, convolution, scaled dot-product attention)",
+    "norms, activations, softmax, modulation and biases are not in flops",
+    "flops of a node include its submodules; own_flops do not; both over all calls of the run",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A module in the run, or the sum of several that a pattern names.
+
+    Args:
+        flops: over the whole run, submodules included.
+        own_flops: over the whole run, submodules excluded.
+    """
+
+    id: str
+    parent: str | None
+    kind: str
+    calls: int
+    flops: int
+    own_flops: int
+    flops_by_kind: Mapping[str, int]
+    params: int
+
+
+@dataclass(frozen=True, slots=True)
+class StageRun:
+    """A stage with the closed forms of its forwards."""
+
+    stage: Stage
+    forwards: tuple[tuple[Forward, CompiledForward], ...]
+
+    @property
+    def flops(self) -> int:
+        """FLOPs of the stage over the whole run."""
+        return sum(forward.times * form.flops(forward.dims) for forward, form in self.forwards)
+
+    @property
+    def params(self) -> int:
+        """Parameters of the modules that the stage runs."""
+        return self.forwards[0][1].module.params
+
+    def nodes(self) -> Iterator[Node]:
+        """Every module of the stage, the stage itself first."""
+        own: dict[str, dict[str, int]] = {}
+        calls: dict[str, int] = {}
+        for forward, form in self.forwards:
+            by_body = form.own_flops(forward.dims)
+            for node in form.nodes:
+                counts = own.setdefault(node.path, {})
+                calls[node.path] = calls.get(node.path, 0) + forward.times * len(node.bodies)
+                for body in node.bodies:
+                    for kind, flops in by_body[body].items():
+                        counts[kind] = counts.get(kind, 0) + forward.times * flops
+        forms = self.forwards[0][1].nodes
+        inclusive = {path: dict(counts) for path, counts in own.items()}
+        for form_node in reversed(forms):  # children come after their parents
+            if form_node.parent is not None:
+                above = inclusive[form_node.parent]
+                for kind, flops in inclusive[form_node.path].items():
+                    above[kind] = above.get(kind, 0) + flops
+        for path, parent, kind, params, _ in forms:
+            yield Node(
+                id=_joined(self.stage.id, path),
+                parent=None if parent is None else _joined(self.stage.id, parent),
+                kind=kind,
+                calls=calls[path] if path else self.stage.calls,
+                flops=sum(inclusive[path].values()),
+                own_flops=sum(own[path].values()),
+                flops_by_kind=inclusive[path],
+                params=params,
+            )
+
+
+def _joined(stage: str, path: str) -> str:
+    return f"{stage}.{path}" if path else stage
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a workload costs on a model.
+
+    Args:
+        model: id of the model.
+        config: its composed configuration.
+        plan: what runs.
+        components: class and parameters of each component by id.
+
+    Raises:
+        InputError: a look-up of a node that is not there.
+
+    Example:
+        >>> import modelmeter as mm
+        >>> estimate = mm.load("wan2.1-t2v-1.3b").estimate(num_inference_steps=1, guidance_scale=1)
+        >>> estimate.flops == estimate["transformer"].flops
+        True
+    """
+
+    model: str
+    source: str
+    config: Mapping[str, Any]
+    plan: Plan
+    components: Mapping[str, tuple[str, int]]
+    runs: tuple[StageRun, ...]
+
+    @cached_property
+    def flops(self) -> int:
+        """FLOPs of all modelled stages over the whole run."""
+        return sum(run.flops for run in self.runs)
+
+    @property
+    def params(self) -> int:
+        """Distinct parameters of the loaded components."""
+        return sum(params for _, params in self.components.values())
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the reader has to know beside the numbers."""
+        missing = self.plan.not_modelled
+        partial = (f"totals leave out what is not modelled yet: {', '.join(missing)}",) if missing else ()
+        return (*self.plan.warnings, *partial)
+
+    @property
+    def workload(self) -> Workload:
+        """The workload that really runs."""
+        return self.plan.workload
+
+    @property
+    def geometry(self) -> Geometry:
+        """Latent sizes and tokens."""
+        return self.plan.geometry
+
+    @cached_property
+    def nodes(self) -> tuple[Node, ...]:
+        """Every module of every stage, parents before children."""
+        return tuple(node for run in self.runs for node in run.nodes())
+
+    @property
+    def stages(self) -> tuple[Node, ...]:
+        """The stages, as nodes without a parent."""
+        return tuple(node for node in self.nodes if node.parent is None)
+
+    def __getitem__(self, path: str) -> Node:
+        """The node of a path below the stages; ``*`` stands for one part of a path and sums what it matches."""
+        parts = path.split(".")
+        found = [node for node in self.nodes if _matches(node.id.split("."), parts)]
+        if not found:
+            raise choice("node", path, _candidates(self.nodes, parts))
+        if len(found) == 1:
+            return found[0]
+        by_kind: dict[str, int] = {}
+        for node in found:
+            for kind, flops in node.flops_by_kind.items():
+                by_kind[kind] = by_kind.get(kind, 0) + flops
+        return Node(
+            id=path,
+            parent=None,
+            kind=found[0].kind,
+            calls=sum(node.calls for node in found),
+            flops=sum(node.flops for node in found),
+            own_flops=sum(node.own_flops for node in found),
+            flops_by_kind=by_kind,
+            params=sum(node.params for node in found),
+        )
+
+
+def _matches(parts: list[str], pattern: list[str]) -> bool:
+    return len(parts) == len(pattern) and all(fnmatchcase(a, b) for a, b in zip(parts, pattern, strict=True))
+
+
+def _candidates(nodes: tuple[Node, ...], parts: list[str]) -> list[str]:
+    """What a mistyped path may have meant: the children of the longest part of it that exists."""
+    for depth in range(len(parts) - 1, -1, -1):
+        above = {node.id for node in nodes if _matches(node.id.split("."), parts[:depth])}
+        if above or depth == 0:
+            prefix = ".".join(parts[:depth])
+            names = dict.fromkeys(
+                node.id.rpartition(".")[2] for node in nodes if (node.parent in above if above else node.parent is None)
+            )
+            return [f"{prefix}.{name}" if prefix else name for name in names]
+    return []

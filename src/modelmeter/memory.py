@@ -1,0 +1,56 @@
+"""The memory fold: the most bytes alive at once during a forward, above weights and inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from modelmeter.nn import Body, Dim, Op, at_least
+
+
+class Peak(NamedTuple):
+    """A moment that may be the peak of a forward."""
+
+    live: Dim
+    """Bytes alive above weights and inputs."""
+    path: str
+    """Module that runs then, below the root."""
+    op: str
+
+
+def peaks(body: Body, minimum: Mapping[str, int]) -> tuple[Peak, ...]:
+    """The moments of a trace of which one is the peak, whatever the sizes from ``minimum`` up.
+
+    On integers there is one. On polynomials a moment is dropped where another is surely at least as high.
+
+    Args:
+        minimum: lowest value of each symbol.
+
+    Example:
+        >>> from modelmeter.nn import Linear, Tensor, float32, trace
+        >>> [p.live for p in peaks(trace(Linear(4, 8), Tensor((3, 4), float32)).body, {})]
+        [96]
+    """
+    return _peaks(body, minimum, {})
+
+
+def _peaks(body: Body, minimum: Mapping[str, int], known: dict[Body, tuple[Peak, ...]]) -> tuple[Peak, ...]:
+    if body not in known:
+        candidates: list[Peak] = []
+        for item in body.items:
+            if isinstance(item, Op):
+                _keep(candidates, Peak(item.live, "", item.name), minimum)
+                continue
+            for peak in _peaks(item.body, minimum, known):
+                path = f"{item.name}.{peak.path}" if peak.path else item.name
+                _keep(candidates, Peak(item.live + peak.live, path, peak.op), minimum)
+        known[body] = tuple(candidates)
+    return known[body]
+
+
+def _keep(candidates: list[Peak], new: Peak, minimum: Mapping[str, int]) -> None:
+    """Add a moment unless an earlier one is as high; drop those that it tops."""
+    if any(at_least(old.live, new.live, minimum) for old in candidates):
+        return
+    candidates[:] = [old for old in candidates if not at_least(new.live, old.live, minimum)]
+    candidates.append(new)

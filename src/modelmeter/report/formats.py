@@ -1,0 +1,111 @@
+"""An estimate as text: table, Markdown, JSON, CSV."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Mapping, Sequence
+from io import StringIO
+from typing import TypeAlias
+
+from rich.console import Group, RenderableType
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from modelmeter.estimate import Estimate
+from modelmeter.report.document import document
+from modelmeter.report.rows import Row, folded, to_depth, top
+from modelmeter.report.units import scaled, share
+
+#: What a formatter gives: text to write as it is, or something that Rich renders for the terminal.
+Output: TypeAlias = str | RenderableType
+
+COLUMNS = ("module", "class", "calls", "params", "FLOPs", "share")
+
+
+def selected(estimate: Estimate, *, depth: int, count: int | None) -> list[Row]:
+    """The rows of a table: to a depth, or the ``count`` with the most FLOPs of their own."""
+    rows = folded(estimate.nodes)
+    return to_depth(rows, depth) if count is None else top(rows, count)
+
+
+def cells(row: Row, whole: int, *, own: bool) -> tuple[str, ...]:
+    """The texts of a row; ``own`` shows the FLOPs without submodules."""
+    flops = row.own_flops if own else row.flops
+    name = row.id if own else "  " * row.depth + row.id.removeprefix(f"{row.parent}.")
+    if row.copies > 1 and (own or row.id.endswith(".*")):
+        name += f" ({row.copies}x)"
+    return name, row.kind, f"{row.calls:,}", scaled(row.params, ""), scaled(flops, "FLOP"), share(flops, whole)
+
+
+def headline(estimate: Estimate) -> list[str]:
+    """Model, workload and total, one line each."""
+    video, sizes = estimate.workload, estimate.geometry
+    missing = f"; not modelled: {', '.join(estimate.plan.not_modelled)}" if estimate.plan.not_modelled else ""
+    return [
+        f"{estimate.model} ({estimate.config['implementation']} implementation)",
+        f"{video.num_frames} frames of {video.height}x{video.width}, batch {video.batch_size}, "
+        f"{video.num_inference_steps} steps, guidance {video.guidance_scale:g}, {video.text_len} text tokens "
+        f"-> {sizes.tokens:,} video tokens",
+        f"total {scaled(estimate.flops, 'FLOP')} = {estimate.flops:,} FLOPs; "
+        f"{scaled(estimate.params, '')} parameters = {estimate.params:,}{missing}",
+    ]
+
+
+def as_table(estimate: Estimate, *, depth: int, count: int | None) -> Output:
+    """A Rich table under the headline, warnings below."""
+    lines = [cells(row, estimate.flops, own=count is not None) for row in selected(estimate, depth=depth, count=count)]
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for i, name in enumerate(COLUMNS):
+        number = i >= 2
+        widest = max(len(name), *(len(line[i]) for line in lines)) if number else None
+        table.add_column(name, justify="right" if number else "left", no_wrap=True, min_width=widest)
+    for line in lines:
+        table.add_row(*(escape(cell) for cell in line))
+    notes = [Text(f"warning: {warning}", style="yellow") for warning in estimate.warnings]
+    title, *rest = headline(estimate)
+    return Group(Text(title, style="bold"), *(Text(line) for line in rest), Text(""), table, *notes)
+
+
+def as_markdown(estimate: Estimate, *, depth: int, count: int | None) -> str:
+    """A Markdown table under the headline."""
+    title, *rest = headline(estimate)
+    lines = [f"**{title}**", "", *rest, "", f"| {' | '.join(COLUMNS)} |", "|---|---|---:|---:|---:|---:|"]
+    for row in selected(estimate, depth=depth, count=count):
+        name, *others = cells(row, estimate.flops, own=count is not None)
+        indent = len(name) - len(name.lstrip())
+        lines.append("| " + " | ".join([f"{'&nbsp;' * indent}`{name.strip()}`", *others]) + " |")
+    lines += ["", *(f"> warning: {warning}" for warning in estimate.warnings)] if estimate.warnings else []
+    return "\n".join(lines) + "\n"
+
+
+def as_json(estimate: Estimate, *, depth: int, count: int | None) -> str:
+    """The whole document; depth and count do not shorten it."""
+    return json.dumps(document(estimate), indent=1, allow_nan=False) + "\n"
+
+
+def as_csv(estimate: Estimate, *, depth: int, count: int | None) -> str:
+    """Every node with exact integers, one column per kind of operator; depth and count do not shorten it."""
+    kinds = sorted({kind for node in estimate.nodes for kind in node.flops_by_kind})
+    header = ["id", "parent", "kind", "calls", "params", "flops", "own_flops", *(f"flops.{kind}" for kind in kinds)]
+    records = (
+        [node.id, node.parent or "", node.kind, node.calls, node.params, node.flops, node.own_flops]
+        + [node.flops_by_kind.get(kind, 0) for kind in kinds]
+        for node in estimate.nodes
+    )
+    return csv_text(header, records)
+
+
+def csv_text(header: Sequence[object], records: object) -> str:
+    """CSV with a header line and Unix line ends."""
+    buffer = StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(records)  # type: ignore[arg-type]
+    return buffer.getvalue()
+
+
+Formatter: TypeAlias = Callable[..., Output]
+
+FORMATS: Mapping[str, Formatter] = {"table": as_table, "markdown": as_markdown, "json": as_json, "csv": as_csv}

@@ -1,0 +1,54 @@
+"""The lists of models and of workload presets."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+
+from rich.table import Table
+
+from modelmeter.api import load
+from modelmeter.config import registry
+from modelmeter.report.formats import Output
+
+MODEL_COLUMNS = ("id", "title", "aliases")
+WORKLOAD_COLUMNS = ("workload", "model", "batch", "frames", "height", "width", "steps", "text", "guidance", "shift")
+
+
+def list_models(format: str) -> Output:
+    """Every model with its names."""
+    rows = [(entry.id, entry.title, " ".join(entry.aliases)) for entry in registry()]
+    return _listed(MODEL_COLUMNS, rows, format)
+
+
+def list_workloads(format: str) -> Output:
+    """Every preset; the models where a vendor preset depends on the model."""
+    found: dict[tuple[object, ...], list[str]] = {}
+    for entry in registry():
+        model = load(entry.id)
+        for name in model.presets:
+            values = tuple(model.workload(name).values.values())
+            found.setdefault((name, *values), []).append(entry.id)
+    everywhere = len(registry())
+    rows = [
+        (name, "all" if len(models) == everywhere else " ".join(models), *values)
+        for (name, *values), models in found.items()
+    ]
+    return _listed(WORKLOAD_COLUMNS, [(name, models, *_ordered(values)) for name, models, *values in rows], format)
+
+
+def _ordered(values: Sequence[object]) -> tuple[object, ...]:
+    batch, frames, height, width, steps, text, guidance, shift = values
+    return batch, frames, height, width, steps, text, guidance, shift
+
+
+def _listed(columns: Sequence[str], rows: Sequence[Sequence[object]], format: str) -> Output:
+    if format == "json":
+        return json.dumps([dict(zip(columns, row, strict=True)) for row in rows], indent=1) + "\n"
+    table = Table(*columns, box=None, pad_edge=False, header_style="bold")
+    for row in rows:
+        table.add_row(*(str(cell) for cell in row))
+    return table
+
+
+LISTINGS: Mapping[str, Callable[[str], Output]] = {"models": list_models, "workloads": list_workloads}

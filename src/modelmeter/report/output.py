@@ -1,0 +1,53 @@
+"""Writing results: whole files or none, and a terminal that may go away."""
+
+from __future__ import annotations
+
+import os
+import stat
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+
+from modelmeter.errors import InputError
+
+
+def write_file(path: Path, text: str) -> None:
+    """Write a file whole: a temporary file beside it, then a rename. A device or pipe is written directly.
+
+    Raises:
+        InputError: the path cannot be written.
+    """
+    data = text.encode()
+    try:
+        if path.exists() and not stat.S_ISREG(path.stat().st_mode):
+            with path.open("wb") as file:
+                file.write(data)
+            return
+        _replace(path.resolve() if path.is_symlink() else path, data)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise InputError("output", path, f"a file that can be written ({reason})") from None
+
+
+def _replace(path: Path, data: bytes) -> None:
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:40]}.", suffix=".part")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, _mode(path))
+        os.replace(temporary, path)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(temporary)
+        raise
+
+
+def _mode(path: Path) -> int:
+    """The mode of the file that is replaced, or what the umask gives a new one."""
+    if path.exists():
+        return stat.S_IMODE(path.stat().st_mode)
+    umask = os.umask(0)
+    os.umask(umask)
+    return 0o666 & ~umask

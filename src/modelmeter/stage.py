@@ -1,0 +1,79 @@
+"""What a pipeline runs, as plain numbers: stages, their forwards, and how often each runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from modelmeter.nn import Module
+from modelmeter.workload import Geometry, Workload
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Forward:
+    """One call of a component on inputs of given sizes.
+
+    Args:
+        dims: sizes by name, as the component's ``inputs`` takes them.
+        times: how often it runs.
+        label: what tells it from other forwards of the same stage.
+    """
+
+    dims: Mapping[str, int]
+    times: int
+    label: str = "forward"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """A part of the pipeline: one component (diffusers' name) and the forwards it runs.
+
+    Args:
+        calls: how often the pipeline calls the component.
+    """
+
+    id: str
+    component: str
+    calls: int
+    forwards: tuple[Forward, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """Everything one workload runs, and what the model leaves out.
+
+    Args:
+        workload: what really runs, after rounding.
+        not_modelled: ids of the stages that run but are not counted.
+    """
+
+    workload: Workload
+    geometry: Geometry
+    stages: tuple[Stage, ...]
+    not_modelled: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pipeline:
+    """What a family tells about itself: its components, and what it runs for a workload.
+
+    Args:
+        components: builds the modules by component id from a configuration.
+        plan: the stages of a workload under a configuration.
+        reference: diffusers class and its arguments for each component, for verification.
+    """
+
+    components: Callable[[Mapping[str, Any]], dict[str, Module]]
+    plan: Callable[[Mapping[str, Any], Workload], Plan]
+    reference: Callable[[Mapping[str, Any]], dict[str, Reference]] = field(default=lambda config: {})
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """The real class of a component: package, class name, and what it is built with."""
+
+    package: str
+    name: str
+    arguments: Mapping[str, Any]

@@ -1,0 +1,1 @@
+"""Comparison with PyTorch and the real model classes; its modules import torch, this package does not."""

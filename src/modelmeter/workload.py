@@ -1,0 +1,217 @@
+"""What is asked for: the workload, its bounds, and its geometry from pixels to latents to tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields, replace
+from math import isfinite
+from operator import index
+from typing import Any, Literal, TypeAlias, cast
+
+from modelmeter.errors import InputError, choice
+
+Implementation: TypeAlias = Literal["official", "diffusers"]
+
+#: Smallest and largest value of every integer key.
+BOUNDS: Mapping[str, tuple[int, int]] = {
+    "batch_size": (1, 65_536),
+    "num_frames": (1, 1_000_000),
+    "height": (1, 65_536),
+    "width": (1, 65_536),
+    "num_inference_steps": (1, 100_000),
+    "text_len": (1, 65_536),
+}
+#: Keys that take finite decimals above 0, and their largest value.
+DECIMALS: Mapping[str, float] = {"guidance_scale": 1000.0, "flow_shift": 1000.0}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workload:
+    """One generation: how many videos of which size, in how many steps.
+
+    Args:
+        batch_size: videos generated together.
+        num_frames: frames asked for.
+        height, width: pixels of the size that runs.
+        num_inference_steps: denoising steps.
+        text_len: tokens to which the prompt is padded.
+        guidance_scale: above 1, every step runs the transformer twice.
+        flow_shift: shift of the flow-matching schedule.
+
+    Raises:
+        InputError: a value out of bounds or of the wrong type.
+
+    Example:
+        >>> video = Workload(num_frames=81, height=480, width=832, num_inference_steps=50)
+        >>> video.guidance_passes
+        2
+    """
+
+    batch_size: int = 1
+    num_frames: int
+    height: int
+    width: int
+    num_inference_steps: int
+    text_len: int = 512
+    guidance_scale: float = 5.0
+    flow_shift: float = 5.0
+
+    def __post_init__(self) -> None:
+        for key, bounds in BOUNDS.items():
+            object.__setattr__(self, key, _integer(key, getattr(self, key), bounds))
+        for key, largest in DECIMALS.items():
+            object.__setattr__(self, key, _decimal(key, getattr(self, key), largest))
+
+    @property
+    def guidance_passes(self) -> int:
+        """Forwards of the transformer in one step: with and without the prompt if guidance is on."""
+        return 2 if self.guidance_scale > 1 else 1
+
+    @property
+    def values(self) -> dict[str, int | float]:
+        """Keys and values, in the order of definition."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+#: Every key of a workload.
+KEYS: tuple[str, ...] = tuple(field.name for field in fields(Workload))
+
+
+def workload(values: Mapping[str, Any]) -> Workload:
+    """A workload from keys and values as a user gave them.
+
+    Raises:
+        InputError: an unknown key, or a bad value.
+
+    Example:
+        >>> workload({"num_frames": 4, "height": 256, "width": 256, "num_inference_steps": 1}).text_len
+        512
+    """
+    for key in values:
+        if key not in KEYS:
+            raise choice("workload key", key, KEYS)
+    missing = [key for key in ("num_frames", "height", "width", "num_inference_steps") if key not in values]
+    if missing:
+        raise InputError(missing[0], "nothing", "an integer (this key has no default)")
+    return Workload(**values)
+
+
+def _integer(key: str, value: object, bounds: tuple[int, int]) -> int:
+    smallest, largest = bounds
+    allowed = f"an integer from {smallest:,} to {largest:,}"
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise InputError(key, value, allowed)
+    number = index(cast("int", value))
+    if not smallest <= number <= largest:
+        nearest = smallest if number < smallest else largest
+        raise InputError(key, number, f"{allowed}; nearest: {nearest}")
+    return number
+
+
+def _decimal(key: str, value: object, largest: float) -> int | float:
+    allowed = f"a decimal number above 0, at most {largest:g}"
+    if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite_number(value):
+        raise InputError(key, value, allowed)
+    if not 0 < value <= largest:
+        raise InputError(key, value, allowed)
+    return value
+
+
+def isfinite_number(value: float) -> bool:
+    """Whether the number is finite; integers of any size are."""
+    return isinstance(value, int) or isfinite(value)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Geometry:
+    """Sizes inside the model: the latent video and the tokens of its self-attention."""
+
+    latent_frames: int
+    latent_height: int
+    latent_width: int
+    tokens: int
+
+    @property
+    def values(self) -> dict[str, int]:
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grid:
+    """How a model divides a video: pixels per latent, latents per token, and the most tokens along an axis.
+
+    Example:
+        >>> grid = Grid(temporal_stride=4, spatial_stride=8, patch_size=(1, 2, 2), max_positions=1024)
+        >>> grid.geometry(Workload(num_frames=81, height=480, width=832, num_inference_steps=1)).tokens
+        32760
+    """
+
+    temporal_stride: int
+    spatial_stride: int
+    patch_size: tuple[int, int, int]
+    max_positions: int
+
+    def geometry(self, video: Workload) -> Geometry:
+        """Latents and tokens of a video.
+
+        Raises:
+            InputError: a side that does not divide, or more positions than the model has.
+        """
+        p_t, p_h, p_w = self.patch_size
+        latent_frames = (video.num_frames - 1) // self.temporal_stride + 1
+        if latent_frames % p_t:
+            raise InputError("num_frames", video.num_frames, f"a number whose latent frames divide by {p_t}")
+        self._check_positions("num_frames", video.num_frames, latent_frames // p_t)
+        for key, side, patch in (("height", video.height, p_h), ("width", video.width, p_w)):
+            step = self.spatial_stride * patch
+            if side % step:
+                below, above = side // step * step, (side // step + 1) * step
+                nearest = f"{below} or {above}" if below else str(above)
+                raise InputError(key, side, f"a multiple of {step} for this model; nearest: {nearest}")
+            self._check_positions(key, side, side // step)
+        latent_height, latent_width = video.height // self.spatial_stride, video.width // self.spatial_stride
+        tokens = latent_frames // p_t * (latent_height // p_h) * (latent_width // p_w)
+        return Geometry(
+            latent_frames=latent_frames, latent_height=latent_height, latent_width=latent_width, tokens=tokens
+        )
+
+    def _check_positions(self, key: str, value: int, positions: int) -> None:
+        if positions > self.max_positions:
+            raise InputError(
+                key,
+                value,
+                f"a size of at most {self.max_positions} tokens along the axis for this model, not {positions}",
+            )
+
+
+def round_frames(
+    video: Workload, implementation: Implementation, temporal_stride: int = 4
+) -> tuple[Workload, list[str]]:
+    """The workload that really runs where ``num_frames`` is not a multiple of the stride plus one.
+
+    diffusers rounds the count before anything else (``F // 4 * 4 + 1``). The official code does not; its
+    latents hold fewer frames than asked for, and the decoder gives only those.
+
+    Example:
+        >>> video = Workload(num_frames=84, height=480, width=832, num_inference_steps=1)
+        >>> round_frames(video, "diffusers")[0].num_frames, round_frames(video, "official")[0].num_frames
+        (85, 84)
+    """
+    asked = video.num_frames
+    if asked % temporal_stride == 1 or temporal_stride == 1:
+        return video, []
+    if implementation == "diffusers":
+        runs = asked // temporal_stride * temporal_stride + 1
+        return replace(video, num_frames=runs), [f"num_frames={asked}: diffusers rounds to {runs} frames"]
+    gives = (asked - 1) // temporal_stride * temporal_stride + 1
+    return video, [
+        f"num_frames={asked}: the decoder gives {gives} frame{'s' if gives > 1 else ''} (a multiple of 4, plus 1)"
+    ]
+
+
+def merged(layers: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Later keys win."""
+    result: dict[str, Any] = {}
+    for layer in layers:
+        result.update(layer)
+    return result
