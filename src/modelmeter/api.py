@@ -12,8 +12,7 @@ from modelmeter.config import Entry, Overrides, applied, compose, find, parse_ov
 from modelmeter.errors import choice
 from modelmeter.estimate import Estimate, StageRun
 from modelmeter.models.registry import pipeline
-from modelmeter.nn import Module
-from modelmeter.stage import Forward, Pipeline, Plan
+from modelmeter.stage import Component, Forward, Pipeline, Plan
 from modelmeter.workload import Workload, workload
 
 
@@ -40,7 +39,7 @@ class Model:
         return pipeline(self.config["pipeline"])
 
     @cached_property
-    def components(self) -> dict[str, Module]:
+    def components(self) -> dict[str, Component]:
         """Modules on shapes by component id."""
         return self.pipeline.components(self.config)
 
@@ -122,12 +121,14 @@ def load(name: str, *overrides: str) -> Model:
         InputError: an unknown model or key, or a bad value.
 
     Example:
-        >>> load("wan2.1-t2v-14b", "transformer.num_layers=2").components["transformer"].params
-        969221184
+        >>> load("Wan-AI/Wan2.1-T2V-14B", "height=480", "width=832").components["transformer"].params
+        14288491584
     """
     entry = find(name)
     config = _composed(entry)
     parsed = parse_overrides(overrides, config)
     model = Model(entry.id, entry.title, config["source"], applied(config, parsed.config), parsed)
-    model.workload()  # bad values are refused at once
+    # bad values are refused here, not in the middle of a run
+    model.workload()
+    assert model.components
     return model

@@ -5,17 +5,18 @@ from __future__ import annotations
 import os
 import sys
 from enum import StrEnum
+from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
-from rich.console import Console
+from rich.console import Console, RenderableType
 
 from modelmeter.errors import InputError, UnavailableError
-from modelmeter.report.output import write_file
+from modelmeter.report.output import Output, write_file
 
 # Typer brings its own Click since 0.26 and used the separate one before; both name the base alike.
-ClickException = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
+ClickException: type[Exception] = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
 
 app = typer.Typer(
     name="modelmeter",
@@ -40,6 +41,13 @@ class ListFormat(StrEnum):
 
     table = "table"
     json = "json"
+
+
+class Verify(StrEnum):
+    """What there is to verify."""
+
+    layers = "layers"
+    all = "all"
 
 
 class Listing(StrEnum):
@@ -92,17 +100,51 @@ def report(
     show(FORMATS[format.value](estimate, depth=depth, count=top), output)
 
 
-def show(result: object, output: Path | None) -> None:
-    """Print a result, or write it to a file as plain text."""
-    if output is None and not isinstance(result, str):
-        Console(soft_wrap=True).print(result)
-    elif output is None:
-        sys.stdout.write(str(result))
-    else:
+@app.command(epilog="Example: modelmeter verify layers -m wan2.1-t2v-1.3b -w wan2-1-ci-tiny")
+def verify(
+    what: Annotated[Verify, typer.Argument(help="What to verify.")] = Verify.all,
+    overrides: Overrides = None,
+    model: Annotated[str | None, typer.Option("-m", "--model", help="One model; without it, every model.")] = None,
+    workload: Preset = None,
+    accept_rel_diff: Annotated[
+        float, typer.Option(help="Largest relative difference that passes; 0 asks for equal integers.")
+    ] = 0.0,
+    format: Annotated[ListFormat, typer.Option("--format", help="Output format.")] = ListFormat.table,
+    output: OutputFile = None,
+) -> int:
+    """Compare every number with the real model classes, run on the meta device."""
+    from modelmeter.api import load
+    from modelmeter.config import registry
+    from modelmeter.report import verification
+
+    if not (accept_rel_diff >= 0 and isfinite(accept_rel_diff)):
+        raise InputError("accept-rel-diff", accept_rel_diff, "a finite number from 0 up")
+    names = [model] if model else [entry.id for entry in registry()]
+    models = [load(name, *(overrides or [])) for name in names]
+    try:
+        from modelmeter.verify.layers import verify_layers
+    except ImportError as error:
+        raise UnavailableError(
+            f"package {error.name} is not installed; install it with: pip install 'modelmeter-video[verify]'"
+        ) from None
+    result = verify_layers(models, workload, accept_rel_diff=accept_rel_diff)
+    document = result.document()
+    as_json = format is ListFormat.json
+    show(verification.as_json(document) if as_json else verification.as_table(document, result.failures), output)
+    return 0 if result.passed else 1
+
+
+def show(result: Output, output: Path | None) -> None:
+    """Print a result, or write it to a file as plain text; only a terminal limits the width."""
+    if output is not None:
         write_file(output, result if isinstance(result, str) else plain(result))
+    elif isinstance(result, str) or not sys.stdout.isatty():
+        sys.stdout.write(result if isinstance(result, str) else plain(result))
+    else:
+        Console(soft_wrap=True).print(result)
 
 
-def plain(result: object) -> str:
+def plain(result: RenderableType) -> str:
     """What Rich would print, without colour and without a limit on the width."""
     console = Console(width=10_000, color_system=None, force_terminal=False)
     with console.capture() as capture:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from modelmeter.flops import Counts, called_paths, own_flops, total_flops
 from modelmeter.memory import Peak, peaks
-from modelmeter.nn import Body, Dim, Module, evaluate, symbol, trace
+from modelmeter.nn import Body, Dim, evaluate, symbol, trace
+from modelmeter.stage import Component
 
 #: A size that is 1 stays a literal 1, since broadcasting and copies depend on it; a symbol is at least this.
 SMALLEST_SYMBOL = 2
@@ -45,7 +46,7 @@ class CompiledForward:
         True
     """
 
-    module: Module
+    module: Component
     body: Body
     literals: Mapping[str, int]
     symbols: frozenset[str]
@@ -91,11 +92,24 @@ class CompiledForward:
         self._check(dims)
         return {kind: evaluate(flops, dims) for kind, flops in self.total.items()}
 
-    def own_flops(self, dims: Mapping[str, int]) -> dict[Body, dict[str, int]]:
-        """FLOPs by kind that each distinct body runs itself at these sizes."""
+    def own_flops(self, dims: Mapping[str, int]) -> dict[str, dict[str, int]]:
+        """FLOPs by kind that every module runs itself in one forward at these sizes, by path."""
         self._check(dims)
-        bodies: Iterable[Body] = {body for node in self.nodes for body in node.bodies}
-        return {body: {kind: evaluate(flops, dims) for kind, flops in own_flops(body).items()} for body in bodies}
+        known: dict[Body, dict[str, int]] = {}
+        result: dict[str, dict[str, int]] = {}
+        for node in self.nodes:
+            counts = result[node.path] = {}
+            for body in node.bodies:
+                if body not in known:
+                    known[body] = {kind: evaluate(flops, dims) for kind, flops in own_flops(body).items()}
+                for kind, flops in known[body].items():
+                    counts[kind] = counts.get(kind, 0) + flops
+        return result
+
+    def module_flops(self, dims: Mapping[str, int]) -> dict[str, int]:
+        """FLOPs of every module that is called, submodules included, in one forward at these sizes, by path."""
+        counts = inclusive(self.nodes, self.own_flops(dims))
+        return {node.path: sum(counts[node.path].values()) for node in self.nodes if node.bodies}
 
     def peak(self, dims: Mapping[str, int]) -> Peak:
         """The peak of one forward at these sizes: bytes, module and operator."""
@@ -115,14 +129,26 @@ class CompiledForward:
             raise ValueError(f"sizes {dict(dims)} are outside these closed forms ({self.literals}, others from 2 up)")
 
 
-def compile_forward(module: Module, dims: Mapping[str, int]) -> CompiledForward:
+def compile_forward(module: Component, dims: Mapping[str, int]) -> CompiledForward:
     """Trace ``module`` once on formulas: every size is a symbol, but sizes of 1 stay as they are.
 
     Args:
-        module: has an ``inputs`` that makes its arguments from sizes by name.
+        module: what runs.
         dims: sizes by name.
     """
     sizes: dict[str, Dim] = {name: 1 if size == 1 else symbol(name) for name, size in dims.items()}
-    record = trace(module, *module.inputs(**sizes))
+    inputs: dict[str, Any] = {**module.inputs(**sizes)}
+    record = trace(module, **inputs)
     literals = {name: size for name, size in dims.items() if size == 1}
     return CompiledForward(module, record.body, literals, frozenset(dims) - frozenset(literals))
+
+
+def inclusive(nodes: Sequence[NodeForm], own: Mapping[str, Mapping[str, int]]) -> dict[str, dict[str, int]]:
+    """Counts by kind of every module with all below it, from what each runs itself."""
+    result = {path: dict(counts) for path, counts in own.items()}
+    for node in reversed(nodes):  # children come after their parents
+        if node.parent is not None:
+            above = result[node.parent]
+            for kind, flops in result[node.path].items():
+                above[kind] = above.get(kind, 0) + flops
+    return result

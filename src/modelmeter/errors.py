@@ -29,8 +29,8 @@ def shown(value: object) -> str:
     """A value from outside as one short printable line.
 
     Example:
-        >>> shown("a\\nb"), shown("9" * 400)[:20]
-        ('a\\\\nb', '99999999999999999999')
+        >>> shown(["a"]), len(shown("9" * 400))
+        ("['a']", 60)
     """
     try:
         text = str(value)

@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from functools import cached_property
 from typing import Any
 
-from modelmeter.compiled import CompiledForward
+from modelmeter.compiled import CompiledForward, inclusive
 from modelmeter.errors import choice
 from modelmeter.stage import Forward, Plan, Stage
 from modelmeter.workload import Geometry, Workload
@@ -62,29 +62,23 @@ class StageRun:
         own: dict[str, dict[str, int]] = {}
         calls: dict[str, int] = {}
         for forward, form in self.forwards:
-            by_body = form.own_flops(forward.dims)
+            for path, counts in form.own_flops(forward.dims).items():
+                total = own.setdefault(path, {})
+                for kind, flops in counts.items():
+                    total[kind] = total.get(kind, 0) + forward.times * flops
             for node in form.nodes:
-                counts = own.setdefault(node.path, {})
                 calls[node.path] = calls.get(node.path, 0) + forward.times * len(node.bodies)
-                for body in node.bodies:
-                    for kind, flops in by_body[body].items():
-                        counts[kind] = counts.get(kind, 0) + forward.times * flops
         forms = self.forwards[0][1].nodes
-        inclusive = {path: dict(counts) for path, counts in own.items()}
-        for form_node in reversed(forms):  # children come after their parents
-            if form_node.parent is not None:
-                above = inclusive[form_node.parent]
-                for kind, flops in inclusive[form_node.path].items():
-                    above[kind] = above.get(kind, 0) + flops
+        flops_by_kind = inclusive(forms, own)
         for path, parent, kind, params, _ in forms:
             yield Node(
                 id=_joined(self.stage.id, path),
                 parent=None if parent is None else _joined(self.stage.id, parent),
                 kind=kind,
                 calls=calls[path] if path else self.stage.calls,
-                flops=sum(inclusive[path].values()),
+                flops=sum(flops_by_kind[path].values()),
                 own_flops=sum(own[path].values()),
-                flops_by_kind=inclusive[path],
+                flops_by_kind=flops_by_kind[path],
                 params=params,
             )
 

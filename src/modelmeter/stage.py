@@ -6,8 +6,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from modelmeter.nn import Module
+from modelmeter.nn import Dim, Module, Tensor
 from modelmeter.workload import Geometry, Workload
+
+
+class Component(Module):
+    """A module that a stage runs: it can make its own inputs."""
+
+    def inputs(self, **dims: Dim) -> dict[str, Tensor]:
+        """What ``forward`` takes, by name, for the sizes of a :class:`Forward`."""
+        raise NotImplementedError(f"{type(self).__name__} has no inputs")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +73,7 @@ class Pipeline:
         reference: diffusers class and its arguments for each component, for verification.
     """
 
-    components: Callable[[Mapping[str, Any]], dict[str, Module]]
+    components: Callable[[Mapping[str, Any]], dict[str, Component]]
     plan: Callable[[Mapping[str, Any], Workload], Plan]
     reference: Callable[[Mapping[str, Any]], dict[str, Reference]] = field(default=lambda config: {})
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from math import isfinite
 from operator import index
@@ -133,6 +133,7 @@ class Geometry:
 
     @property
     def values(self) -> dict[str, int]:
+        """Names and sizes, in the order of definition."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
@@ -207,11 +208,3 @@ def round_frames(
     return video, [
         f"num_frames={asked}: the decoder gives {gives} frame{'s' if gives > 1 else ''} (a multiple of 4, plus 1)"
     ]
-
-
-def merged(layers: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """Later keys win."""
-    result: dict[str, Any] = {}
-    for layer in layers:
-        result.update(layer)
-    return result

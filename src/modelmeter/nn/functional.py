@@ -12,7 +12,7 @@ from math import prod
 
 from modelmeter.nn.dtype import DType, bfloat16, float16, float32, int64, uint64
 from modelmeter.nn.polynomial import Dim
-from modelmeter.nn.tensor import Parameter, Tensor, dense_strides, launch, pointwise
+from modelmeter.nn.tensor import Parameter, Tensor, launch, pointwise, result_strides
 from modelmeter.nn.tracing import Spec
 
 #: Per element: subtract the mean, square, scale by the inverse deviation, and two sums for the statistics.
@@ -47,6 +47,8 @@ def linear(x: Tensor, weight: Parameter, bias: Parameter | None = None) -> Tenso
     out_features, in_features = weight.shape
     if x.shape[-1] != in_features:
         raise ValueError(f"linear of {in_features} features got {x}")
+    if x.ndim > 2 and not x.is_contiguous():
+        raise NotImplementedError(f"linear of {x} with strides {list(x.strides)}, which PyTorch may run as bmm and add")
     rows = x.numel() // in_features
     output = launch(
         "mm" if bias is None else "addmm",
@@ -61,9 +63,10 @@ def linear(x: Tensor, weight: Parameter, bias: Parameter | None = None) -> Tenso
 
 
 def conv(x: Tensor, weight: Parameter, bias: Parameter | None = None, *, stride: Sequence[int]) -> Tensor:
-    """Convolution without padding: [B, Cin, *sizes], [Cout, Cin, *kernel] -> [B, Cout, *(sizes - kernel) // stride + 1].
+    """Convolution without padding: [B, Cin, *sizes], [Cout, Cin, *kernel] -> [B, Cout, *positions].
 
-    The output positions are the rows of a matrix product over Cin and the kernel.
+    A position is a place where the kernel fits: (size - kernel) // stride + 1 along each dimension. The
+    positions are the rows of a matrix product over Cin and the kernel.
 
     Source: ``torch.utils.flop_counter.conv_flop_count``.
 
@@ -120,14 +123,15 @@ def scaled_dot_product_attention(query: Tensor, key: Tensor, value: Tensor) -> T
     else:
         name = "_scaled_dot_product_efficient_attention"
         scratch = (Spec((batch, heads, 0), float32), Spec((), int64), Spec((), int64))
-    layout = Tensor((batch, rows, heads, value_dim), query.dtype).transpose(1, 2)
+    # The flash kernel keeps the layout of the query; the other always puts the heads behind the rows.
+    behind = Tensor((batch, rows, heads, value_dim), query.dtype).transpose(1, 2)
     return launch(
         name,
         "attention",
         (query, key, value),
-        layout.shape,
+        behind.shape,
         query.dtype,
-        strides=layout.strides,
+        strides=result_strides(query.shape, (query,)) if flash else behind.strides,
         scratch=scratch,
         # scores [S, D] @ [D, L], then values [S, L] @ [L, V], for every head
         flops=matmul_flops(batch * heads, rows, head_dim, columns)
@@ -220,7 +224,8 @@ def cat(tensors: Sequence[Tensor], dim: int) -> Tensor:
     first = tensors[0]
     dim %= first.ndim
     for tensor in tensors:
-        if tensor.shape[:dim] + tensor.shape[dim + 1 :] != first.shape[:dim] + first.shape[dim + 1 :]:
+        shape = (*tensor.shape[:dim], first.shape[dim], *tensor.shape[dim + 1 :])
+        if shape != first.shape or tensor.dtype != first.dtype:
             raise ValueError(f"cat along {dim} of {first} and {tensor}")
     size: Dim = 0
     for tensor in tensors:
@@ -249,4 +254,6 @@ def arange(length: int, dtype: DType = float32) -> Tensor:
 
 def empty_like(x: Tensor) -> Tensor:
     """Storage of the same size and layout; nothing is read or written."""
-    return launch("empty_like", "allocate", (), x.shape, x.dtype, strides=dense_strides(x), bytes_written=0)
+    return launch(
+        "empty_like", "allocate", (), x.shape, x.dtype, strides=result_strides(x.shape, (x,)), bytes_written=0
+    )

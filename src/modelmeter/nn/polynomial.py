@@ -8,7 +8,7 @@ division that leaves a remainder raises instead of rounding.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TypeAlias, Union
+from typing import TypeAlias
 
 #: A product of symbols in sorted order, a power written by repetition: ``("S", "S")`` is S squared.
 Monomial: TypeAlias = tuple[str, ...]
@@ -112,7 +112,7 @@ class Polynomial:
 
 
 #: A dimension, a count of FLOPs or of bytes: an exact integer or an exact formula.
-Dim: TypeAlias = Union[int, Polynomial]
+Dim: TypeAlias = int | Polynomial
 
 
 def symbol(name: str) -> Polynomial:

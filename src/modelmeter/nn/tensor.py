@@ -10,15 +10,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from math import prod
 from types import EllipsisType
-from typing import TypeAlias, Union
+from typing import TypeAlias
 
-from modelmeter.nn.dtype import DType, float32
-from modelmeter.nn.polynomial import Dim
+from modelmeter.nn.dtype import DType, float16, float32
+from modelmeter.nn.polynomial import Dim, at_least
 from modelmeter.nn.tracing import Op, Spec, Trace, current_trace
 
 Shape: TypeAlias = tuple[Dim, ...]
-Scalar: TypeAlias = Union[int, float]
-Index: TypeAlias = Union[int, slice, EllipsisType, None]
+Scalar: TypeAlias = int | float
+Index: TypeAlias = int | slice | EllipsisType | None
 
 
 class Storage:
@@ -192,6 +192,8 @@ class Tensor:
 
     def flatten(self, start_dim: int = 0, end_dim: int = -1) -> Tensor:
         start, end = start_dim % self.ndim, end_dim % self.ndim
+        if start == end:
+            return self
         return self.reshape(*self.shape[:start], prod(self.shape[start : end + 1], start=1), *self.shape[end + 1 :])
 
     def unflatten(self, dim: int, sizes: Sequence[Dim]) -> Tensor:
@@ -205,19 +207,22 @@ class Tensor:
         wanted = _inferred(self.numel(), shape)
         if self._strides is None or _view_strides(self.shape, self._strides, wanted) is not None:
             return self.view(*wanted)
-        return self.clone().view(*wanted)
+        return self._contiguous_copy().view(*wanted)
 
     def contiguous(self) -> Tensor:
-        return self if self.is_contiguous() else self.clone()
+        return self if self.is_contiguous() else self._contiguous_copy()
+
+    def _contiguous_copy(self) -> Tensor:
+        return launch("clone", "copy", (self,), self.shape, self.dtype)
 
     def clone(self) -> Tensor:
-        """A contiguous copy."""
-        return launch("clone", "copy", (self,), self.shape, self.dtype)
+        """A copy that keeps the order of dimensions in memory."""
+        return launch("clone", "copy", (self,), self.shape, self.dtype, strides=result_strides(self.shape, (self,)))
 
     def to(self, dtype: DType) -> Tensor:
         if dtype == self.dtype:
             return self
-        return launch("_to_copy", "copy", (self,), self.shape, dtype, strides=dense_strides(self))
+        return launch("_to_copy", "copy", (self,), self.shape, dtype, strides=result_strides(self.shape, (self,)))
 
     def float(self) -> Tensor:
         return self.to(float32)
@@ -306,6 +311,10 @@ def launch_in_place(name: str, kind: str, target: Tensor, sources: Sequence[Tens
     current_trace().record(Op(name, kind, specs, (target.spec,), 0, arithmetic, read, written, 0))
 
 
+#: Kernels whose result is a fraction even of whole numbers.
+FRACTIONAL = frozenset({"cos", "div", "exp", "sin"})
+
+
 def pointwise(name: str, *operands: Tensor | Scalar) -> Tensor:
     """An element-by-element kernel on broadcast operands: one vector FLOP per element of the result.
 
@@ -318,9 +327,11 @@ def pointwise(name: str, *operands: Tensor | Scalar) -> Tensor:
     """
     tensors = tuple(operand for operand in operands if isinstance(operand, Tensor))
     shape = _broadcast([tensor.shape for tensor in tensors])
-    full = next((tensor for tensor in tensors if tensor.shape == shape and tensor._strides is not None), None)
     dtype = promote(tensor.dtype for tensor in tensors)
-    strides = dense_strides(full) if full is not None else None
+    fraction = name in FRACTIONAL or any(isinstance(operand, float) for operand in operands)
+    if fraction and dtype.rank < float16.rank:
+        dtype = float32
+    strides = result_strides(shape, tensors)
     return launch(name, "elementwise", tensors, shape, dtype, strides=strides, vector_flops=prod(shape, start=1))
 
 
@@ -341,22 +352,73 @@ def promote(dtypes: Iterable[DType]) -> DType:
     return result
 
 
-def dense_strides(like: Tensor) -> Shape | None:
-    """Strides that a result "like" this tensor gets: the same order of dimensions if it is dense.
+def result_strides(shape: Shape, operands: Sequence[Tensor]) -> Shape | None:
+    """Strides of a fresh element-by-element result: dense, dimensions in the order of the first operand that has one.
 
-    ``None`` (contiguous) where it has gaps or overlaps.
+    ``None`` means contiguous.
+
+    Source: PyTorch ``TensorIteratorBase::reorder_dimensions`` (aten/src/ATen/TensorIterator.cpp); "like"
+    functions and copies follow the same order (``infer_dense_strides``).
+
+    Raises:
+        ValueError: the order depends on the value of a symbol.
+
+    Example:
+        >>> x = Tensor((2, 3, 8), float32)
+        >>> result_strides((2, 4, 3), [x[..., ::2].transpose(1, 2)])
+        (12, 1, 4)
     """
-    if like._strides is None:
+    if all(operand._strides is None for operand in operands):
         return None
+    along = [_broadcast_strides(operand, shape) for operand in operands]
+    order = list(reversed(range(len(shape))))  # innermost first
+    # An insertion sort that passes over ties, as PyTorch's does: the order of ties follows from its steps.
+    for i in range(1, len(order)):
+        place = i
+        for j in reversed(range(i)):
+            comparison = _compare_dims(order[j], order[place], shape, along)
+            if comparison < 0:
+                break
+            if comparison > 0:
+                order[j], order[place] = order[place], order[j]
+                place = j
+    strides: list[Dim] = [1] * len(shape)
     step: Dim = 1
-    left = [d for d, size in enumerate(like.shape) if size != 1]
-    while left:
-        following = next((d for d in reversed(left) if like._strides[d] == step), None)
-        if following is None:
-            return None
-        step = step * like.shape[following]
-        left.remove(following)
-    return like._strides
+    for dim in order:
+        strides[dim] = step
+        step = step * shape[dim]
+    return None if _same_layout(shape, tuple(strides), contiguous_strides(shape)) else tuple(strides)
+
+
+def _broadcast_strides(operand: Tensor, shape: Shape) -> Shape:
+    """Strides over ``shape``, 0 where the operand is repeated."""
+    own = zip(operand.shape, operand.strides, shape[len(shape) - operand.ndim :], strict=True)
+    return (0,) * (len(shape) - operand.ndim) + tuple(stride if size == wide else 0 for size, stride, wide in own)
+
+
+def _compare_dims(inner: int, outer: int, shape: Shape, along: Sequence[Shape]) -> int:
+    """Negative where ``inner`` lies inside ``outer`` in memory, positive where outside, 0 where no operand tells."""
+    for strides in along:
+        left, right = strides[inner], strides[outer]
+        if left == 0 or right == 0:
+            continue
+        if left == right:  # one of the two has size 1, and goes inside
+            if shape[outer] == 1 and shape[inner] != 1:
+                return 1
+            continue
+        if _surely_at_least(right, left):
+            return -1
+        if _surely_at_least(left, right):
+            return 1
+        raise ValueError(f"which of the strides {left} and {right} is larger depends on the sizes")
+    return 0
+
+
+def _surely_at_least(larger: Dim, smaller: Dim) -> bool:
+    if isinstance(larger, int) and isinstance(smaller, int):
+        return larger >= smaller
+    names = {n for value in (larger, smaller) if not isinstance(value, int) for term in value.terms for n in term}
+    return at_least(larger, smaller, dict.fromkeys(names, 1))
 
 
 # -- helpers ------------------------------------------------------------------------------------------------
@@ -382,11 +444,17 @@ def _bytes_read(inputs: Sequence[Tensor]) -> Dim:
 
 
 def _extent(index: slice, size: Dim) -> Dim:
-    start: Dim = 0 if index.start is None else index.start
-    stop: Dim = size if index.stop is None else index.stop
+    start, stop = _from_start(index.start, 0, size), _from_start(index.stop, size, size)
     step: int = index.step or 1
     length = stop - start
     return length if step == 1 else (length + step - 1) // step if isinstance(length, int) else length // step
+
+
+def _from_start(bound: Dim | None, default: Dim, size: Dim) -> Dim:
+    """A bound of a slice counted from the start: a negative one counts from the end."""
+    if bound is None:
+        return default
+    return size + bound if isinstance(bound, int) and bound < 0 else bound
 
 
 def _broadcast(shapes: Sequence[Shape]) -> Shape:
@@ -419,26 +487,23 @@ def _view_strides(shape: Shape, strides: Shape, wanted: Shape) -> Shape | None:
     Source: PyTorch ``computeStride`` (aten/src/ATen/TensorUtils.cpp): dimensions that lie behind one
     another in memory form a run; a new dimension must stay within one run.
     """
-    old = [(size, stride) for size, stride in zip(shape, strides, strict=True) if size != 1]
-    runs: list[tuple[Dim, Dim]] = []  # (elements, stride of the innermost)
-    for size, stride in reversed(old):
-        if runs and stride == runs[-1][0] * runs[-1][1]:
+    if not shape:
+        return contiguous_strides(wanted)
+    runs: list[tuple[Dim, Dim]] = []  # (elements, stride of the innermost), innermost first
+    for size, stride in zip(reversed(shape), reversed(strides), strict=True):
+        if runs and (size == 1 or stride == runs[-1][0] * runs[-1][1]):
             runs[-1] = (runs[-1][0] * size, runs[-1][1])
         else:
             runs.append((size, stride))
     result: list[Dim] = []
-    filled: Dim = 1
-    run = 0
-    for size in reversed(wanted):
-        if run < len(runs) and filled == runs[run][0] and size != 1:
-            run, filled = run + 1, 1
-        if size == 1 or run == len(runs):
-            result.append(filled)
-            continue
-        result.append(filled * runs[run][1])
-        filled = filled * size
-        if not _divides(filled, runs[run][0]):
-            return None
+    left = list(wanted)
+    for elements, step in runs:
+        filled: Dim = 1
+        while left and (left[-1] == 1 or filled != elements):
+            result.append(filled * step)
+            filled = filled * left.pop()
+            if not _divides(filled, elements):
+                return None
     return tuple(reversed(result))
 
 

@@ -8,18 +8,16 @@ from collections.abc import Callable, Mapping, Sequence
 from io import StringIO
 from typing import TypeAlias
 
-from rich.console import Group, RenderableType
+from rich.console import Group
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
 from modelmeter.estimate import Estimate
 from modelmeter.report.document import document
+from modelmeter.report.output import Output
 from modelmeter.report.rows import Row, folded, to_depth, top
 from modelmeter.report.units import scaled, share
-
-#: What a formatter gives: text to write as it is, or something that Rich renders for the terminal.
-Output: TypeAlias = str | RenderableType
 
 COLUMNS = ("module", "class", "calls", "params", "FLOPs", "share")
 

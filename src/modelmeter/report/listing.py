@@ -9,7 +9,7 @@ from rich.table import Table
 
 from modelmeter.api import load
 from modelmeter.config import registry
-from modelmeter.report.formats import Output
+from modelmeter.report.output import Output
 
 MODEL_COLUMNS = ("id", "title", "aliases")
 WORKLOAD_COLUMNS = ("workload", "model", "batch", "frames", "height", "width", "steps", "text", "guidance", "shift")

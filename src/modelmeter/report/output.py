@@ -7,8 +7,14 @@ import stat
 import tempfile
 from contextlib import suppress
 from pathlib import Path
+from typing import TypeAlias
+
+from rich.console import RenderableType
 
 from modelmeter.errors import InputError
+
+#: What a formatter gives: text to write as it is, or something that Rich renders for the terminal.
+Output: TypeAlias = str | RenderableType
 
 
 def write_file(path: Path, text: str) -> None:

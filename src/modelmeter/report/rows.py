@@ -8,7 +8,6 @@ from typing import TypeAlias
 
 from modelmeter.estimate import Node
 
-
 Children: TypeAlias = dict[str | None, list[Node]]
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from modelmeter.errors import InputError
 from modelmeter.models.wan2_1.transformer import KEEP_IN_FP32, Wan2_1DiTModel
-from modelmeter.nn import Module, bfloat16
-from modelmeter.stage import Forward, Pipeline, Plan, Reference, Stage
+from modelmeter.nn import bfloat16
+from modelmeter.stage import Component, Forward, Pipeline, Plan, Reference, Stage
 from modelmeter.workload import Grid, Workload, round_frames
 
 #: Most positions along an axis of the token grid. Source: ``rope_max_seq_len`` of diffusers'
@@ -64,10 +64,11 @@ def _check(field: str, value: int, largest: int) -> None:
         raise InputError(field, value, f"an integer from 1 to {largest:,}")
 
 
-def components(config: Mapping[str, Any]) -> dict[str, Module]:
+def components(config: Mapping[str, Any]) -> dict[str, Component]:
     """The modules of the pipeline by component id, weights as diffusers loads them in bfloat16."""
     transformer = Wan2_1DiTModel(**transformer_arguments(config["transformer"]))
-    return {"transformer": transformer.to(bfloat16, keep_in_fp32=KEEP_IN_FP32)}
+    transformer.to(bfloat16, keep_in_fp32=KEEP_IN_FP32)
+    return {"transformer": transformer}
 
 
 def plan(config: Mapping[str, Any], video: Workload) -> Plan:

@@ -35,6 +35,7 @@ from modelmeter.nn import (
     functional,
     int64,
 )
+from modelmeter.stage import Component
 
 RotaryEmbedding = tuple[Tensor, Tensor]
 
@@ -190,7 +191,7 @@ class WanTransformerBlock(Module):
         return (hidden_states.float() + ff_output.float() * c_gate_msa).to(hidden_states.dtype)
 
 
-class Wan2_1DiTModel(Module):
+class Wan2_1DiTModel(Component):
     """The diffusion transformer of Wan2.1 text-to-video, as diffusers' ``WanTransformer3DModel``.
 
     Args:
@@ -207,8 +208,8 @@ class Wan2_1DiTModel(Module):
     Example:
         >>> from modelmeter.nn import trace
         >>> model = Wan2_1DiTModel(num_attention_heads=2, attention_head_dim=128, ffn_dim=512, num_layers=2)
-        >>> latents, timestep, text = model.inputs(batch=1, frames=3, rows=8, columns=8, text_len=64)
-        >>> trace(model, latents, timestep, text).outputs.shape
+        >>> inputs = model.inputs(batch=1, frames=3, rows=8, columns=8, text_len=64)
+        >>> trace(model, **inputs).outputs.shape
         (1, 16, 3, 16, 16)
     """
 
@@ -273,16 +274,14 @@ class Wan2_1DiTModel(Module):
         hidden_states = hidden_states.permute(0, 7, 1, 4, 2, 5, 3, 6)
         return hidden_states.flatten(6, 7).flatten(4, 5).flatten(2, 3)
 
-    def inputs(
-        self, *, batch: Dim, frames: Dim, rows: Dim, columns: Dim, text_len: Dim
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """What ``forward`` takes, for a grid of frames x rows x columns tokens, in the dtype of the weights."""
-        p_t, p_h, p_w = self.patch_size
+    def inputs(self, **dims: Dim) -> dict[str, Tensor]:
+        """What ``forward`` takes for ``batch`` videos of ``frames`` x ``rows`` x ``columns`` tokens, by name."""
+        grid = zip((dims["frames"], dims["rows"], dims["columns"]), self.patch_size, strict=True)
         in_channels = self.patch_embedding.weight.shape[1]
         text_dim = self.condition_embedder.text_embedder.linear_1.weight.shape[1]
-        dtype = self.patch_embedding.weight.dtype
-        return (
-            Tensor((batch, in_channels, frames * p_t, rows * p_h, columns * p_w), dtype),
-            Tensor((batch,), int64),
-            Tensor((batch, text_len, text_dim), dtype),
-        )
+        dtype, batch = self.patch_embedding.weight.dtype, dims["batch"]
+        return {
+            "hidden_states": Tensor((batch, in_channels, *(size * patch for size, patch in grid)), dtype),
+            "timestep": Tensor((batch,), int64),
+            "encoder_hidden_states": Tensor((batch, dims["text_len"], text_dim), dtype),
+        }

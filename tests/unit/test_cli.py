@@ -1,0 +1,195 @@
+"""The command line: exit status, one line for every error, whole files."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from modelmeter.cli import main
+
+BAD_OVERRIDES = [
+    "height=0",
+    "height=-16",
+    "height=480.5",
+    "height=1e2",
+    "height=true",
+    "height=null",
+    "height=481",
+    "height=[480]",
+    "height={a: 1}",
+    "height=480,720",
+    "height=range(1,3)",
+    "num_frames=" + "9" * 400,
+    "num_frames=" + "9" * 5000,
+    "num_frames=4097",
+    "guidance_scale=inf",
+    "guidance_scale=nan",
+    "guidance_scale=0",
+    "hieght=480",
+    "height",
+    "height=",
+    "=480",
+    "",
+    "+height=480",
+    "++height=480",
+    "~height",
+    "hydra.run.dir=x",
+    "hydra/launcher=joblib",
+    "_target_=os.system",
+    "transformer._target_=os.system",
+    "height=${oc.env:HOME}",
+    "height=${width}",
+    "workload=nothing",
+    "implementation=mine",
+    "transformer.num_layers=0",
+    "transformer.num_layers=1001",
+    "transformer.num_heads=7",
+    "transformer.dim=5121",
+    "transformer.patch_size=[1,2]",
+    "transformer.patch_size=[1,2,0]",
+    "transformer.qk_norm=false",
+    "transformer.model_type=i2v",
+    "transformer.nothing=1",
+    "id=x",
+    "height=\n480",
+    "height=\x00",
+    "é=ü",
+]
+
+
+def run(*arguments: str) -> int:
+    """Exit status of the command line in this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["modelmeter", *arguments])
+        with pytest.raises(SystemExit) as exit:
+            main()
+    assert exit.value.code is None or isinstance(exit.value.code, int)
+    return exit.value.code or 0
+
+
+def assert_one_line(error: str) -> None:
+    """An error is one line, says which program speaks, and is no traceback."""
+    assert error.startswith("modelmeter: "), error
+    assert error.count("\n") == 1, error
+    assert "Traceback" not in error
+    assert len(error) < 1000
+
+
+@pytest.mark.parametrize("override", BAD_OVERRIDES, ids=lambda text: text[:30])
+@pytest.mark.parametrize(
+    "command", [["report", "wan2.1-t2v-14b"], ["verify", "layers", "-m", "wan2.1-t2v-14b"]], ids=" ".join
+)
+def test_bad_overrides_exit_2_with_one_line(
+    command: list[str], override: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every bad override ends every command that takes overrides with status 2 and one line, and prints nothing."""
+    assert run(*command, "--", override) == 2
+    output, error = capsys.readouterr()
+    assert output == ""
+    assert_one_line(error)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["nothing"],
+        ["report"],
+        ["report", "wan2.1-t2v-15b"],
+        ["report", ""],
+        ["report", "wan2.1-t2v-14b", "-w", "nothing"],
+        ["report", "wan2.1-t2v-14b", "--format", "yaml"],
+        ["report", "wan2.1-t2v-14b", "--depth", "-1"],
+        ["report", "wan2.1-t2v-14b", "--depth", "x"],
+        ["report", "wan2.1-t2v-14b", "--top", "0"],
+        ["report", "wan2.1-t2v-14b", "--nothing"],
+        ["report", "wan2.1-t2v-14b", "-o", "/no/such/folder/report.json"],
+        ["report", "wan2.1-t2v-14b", "-o", "/"],
+        ["list", "nothing"],
+        ["list", "--format", "xml"],
+        ["verify", "nothing"],
+        ["verify", "layers", "-m", "nothing"],
+        ["verify", "layers", "-w", "nothing"],
+        ["verify", "layers", "--accept-rel-diff", "nan"],
+        ["verify", "layers", "--accept-rel-diff", "-1"],
+        ["verify", "layers", "--accept-rel-diff", "x"],
+    ],
+    ids=lambda arguments: " ".join(arguments) or "nothing",
+)
+def test_bad_arguments_exit_2_with_one_line(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """Every command answers an argument it does not know with status 2 and one line."""
+    assert run(*arguments) == 2
+    output, error = capsys.readouterr()
+    assert output == ""
+    assert_one_line(error)
+
+
+def test_errors_name_field_value_and_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    """An error names the field, the value, what is allowed and the nearest valid choice."""
+    run("report", "wan2.1-t2v-14", "height=480")
+    assert "model=wan2.1-t2v-14: allowed is one of" in (error := capsys.readouterr().err)
+    assert error.endswith("nearest: wan2.1-t2v-14b\n")
+    run("report", "wan2.1-t2v-14b", "hieght=480")
+    assert capsys.readouterr().err.endswith("nearest: height\n")
+    run("report", "wan2.1-t2v-14b", "height=1e2")
+    assert capsys.readouterr().err.startswith("modelmeter: height=1e2: allowed is an integer")
+
+
+def test_a_report_is_written_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A file that is written replaces the old one and leaves nothing beside it; a refused run leaves the old one."""
+    file = tmp_path / "report.json"
+    file.write_text("old")
+    assert run("report", "wan2.1-t2v-14b", "height=1", "--format", "json", "-o", str(file)) == 2
+    assert file.read_text() == "old"
+    assert run("report", "wan2.1-t2v-14b", "--format", "json", "-o", str(file)) == 0
+    assert json.loads(file.read_text())["schema"] == "modelmeter.report/1"
+    assert list(tmp_path.iterdir()) == [file]
+    assert capsys.readouterr().out == ""
+
+
+def test_a_device_is_written_directly_and_never_replaced() -> None:
+    """Writing to a device leaves it a device."""
+    assert run("report", "wan2.1-t2v-14b", "-o", "/dev/null") == 0
+    assert not Path("/dev/null").is_file()
+
+
+def test_a_reader_that_goes_away_is_no_error() -> None:
+    """Output into a closed pipe ends quietly."""
+    command = f"{sys.executable} -m modelmeter report wan2.1-t2v-14b --format json"
+    done = subprocess.run(["bash", "-c", f"set -o pipefail; {command} | head -c 10"], capture_output=True, text=True)
+    assert (done.returncode, done.stderr, done.stdout[:1]) == (0, "", "{")
+
+
+def test_lists_name_every_model_and_preset(capsys: pytest.CaptureFixture[str]) -> None:
+    """The lists print every model with its aliases and every preset with its values."""
+    assert run("list", "models", "--format", "json") == 0
+    models = json.loads(capsys.readouterr().out)
+    assert {"wan2.1-t2v-1.3b", "wan2.1-t2v-14b"} <= {model["id"] for model in models}
+    assert run("list", "workloads") == 0
+    listing = capsys.readouterr().out
+    for preset in ("wan2-1-ci-tiny", "wan2-1-512p", "wan2-1-720p", "official-480p", "official-720p"):
+        assert preset in listing
+
+
+@pytest.mark.parametrize("command", ["list", "report", "verify"])
+def test_every_command_has_help_with_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """The help of every command ends with an example."""
+    assert run(command, "--help") == 0
+    assert f"Example: modelmeter {command}" in capsys.readouterr().out
+
+
+def test_the_table_is_plain_text_where_there_is_no_terminal() -> None:
+    """Output into a pipe has no control sequences and no cut cells, also under a C locale and without HOME."""
+    environment = {"PATH": os.environ["PATH"], "LC_ALL": "C", "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, "-m", "modelmeter", "report", "wan2.1-t2v-14b"],
+        capture_output=True,
+        env=environment,
+        check=True,
+    )
+    text = done.stdout.decode("ascii")
+    assert "\x1b" not in text
+    assert "652,343,659,200,512,000 FLOPs" in text

@@ -1,0 +1,110 @@
+"""Workloads: bounds, rounding and geometry."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from modelmeter.errors import InputError
+from modelmeter.workload import BOUNDS, Grid, Workload, round_frames, workload
+
+TINY = {"num_frames": 5, "height": 64, "width": 64, "num_inference_steps": 1}
+GRID = Grid(temporal_stride=4, spatial_stride=8, patch_size=(1, 2, 2), max_positions=1024)
+
+
+@pytest.mark.parametrize("key", BOUNDS)
+@pytest.mark.parametrize(
+    "value", [0, -1, 1.5, 1e2, True, None, "81", float("nan"), float("inf"), 10**400, [1], "9" * 400]
+)
+def test_integer_keys_refuse_everything_but_integers_in_bounds(key: str, value: Any) -> None:
+    """Zero, negatives, fractions, floats, booleans, texts and absurd sizes are refused, naming key and value."""
+    with pytest.raises(InputError, match=f"^{key}=.*an integer from 1 to") as error:
+        workload({**TINY, key: value})
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 200
+
+
+@pytest.mark.parametrize("key", ["guidance_scale", "flow_shift"])
+@pytest.mark.parametrize(
+    "value", [0, -1.0, 1000.5, float("nan"), float("inf"), -float("inf"), True, "5", None, 10**400]
+)
+def test_decimal_keys_refuse_what_is_not_finite_and_positive(key: str, value: Any) -> None:
+    """Zero, negatives, too large, infinite and undefined numbers, booleans and texts are refused."""
+    with pytest.raises(InputError, match=f"^{key}="):
+        workload({**TINY, key: value})
+
+
+@pytest.mark.parametrize(("key", "bounds"), BOUNDS.items())
+def test_bounds_are_inclusive(key: str, bounds: tuple[int, int]) -> None:
+    """The smallest and the largest value of a key are accepted, their neighbours outside are not."""
+    for value in bounds:
+        assert getattr(workload({**TINY, key: value}), key) == value
+    for value in (bounds[0] - 1, bounds[1] + 1):
+        with pytest.raises(InputError, match=f"nearest: {bounds[0] if value < bounds[0] else bounds[1]}"):
+            workload({**TINY, key: value})
+
+
+def test_unknown_and_missing_keys_are_named() -> None:
+    """A mistyped key is answered with the nearest one, a missing one with its name."""
+    with pytest.raises(InputError, match="nearest: num_frames"):
+        workload({**TINY, "numframes": 3})
+    with pytest.raises(InputError, match="^width=nothing"):
+        workload({key: value for key, value in TINY.items() if key != "width"})
+
+
+@pytest.mark.parametrize(("scale", "passes"), [(1, 1), (1.0, 1), (0.5, 1), (1.001, 2), (5, 2)])
+def test_guidance_runs_two_forwards_above_one(scale: float, passes: int) -> None:
+    """A guidance scale above 1 means two forwards a step, else one."""
+    assert workload({**TINY, "guidance_scale": scale}).guidance_passes == passes
+
+
+@pytest.mark.parametrize(
+    ("frames", "diffusers", "decoded"),
+    [(16, 17, 13), (80, 81, 77), (82, 81, 81), (83, 81, 81), (84, 85, 81), (4, 5, 1)],
+)
+def test_frames_round_as_each_implementation_does(frames: int, diffusers: int, decoded: int) -> None:
+    """diffusers rounds the count up or down before it runs; the official code runs fewer latents and decodes less.
+
+    Source of the counts: diffusers ``WanPipeline.__call__`` (``num_frames // 4 * 4 + 1``) and the official
+    latent size ``(F - 1) // 4 + 1``.
+    """
+    video = workload({**TINY, "num_frames": frames})
+    rounded, notes = round_frames(video, "diffusers")
+    assert rounded.num_frames == diffusers
+    assert str(diffusers) in notes[0]
+    same, notes = round_frames(video, "official")
+    assert same == video
+    assert f"{decoded} frame" in notes[0]
+
+
+@given(st.integers(0, 1000))
+def test_whole_counts_are_not_rounded(quarter: int) -> None:
+    """4 n + 1 frames run as they are, without a warning, under both implementations."""
+    video = workload({**TINY, "num_frames": 4 * quarter + 1})
+    assert round_frames(video, "diffusers") == (video, [])
+    assert round_frames(video, "official") == (video, [])
+
+
+@pytest.mark.parametrize(("height", "nearest"), [(481, "480 or 496"), (8, "16"), (727, "720 or 736")])
+def test_sides_that_do_not_divide_name_the_nearest(height: int, nearest: str) -> None:
+    """A side that is no multiple of stride x patch is refused with the sizes below and above."""
+    with pytest.raises(InputError, match=f"^height={height}: allowed is a multiple of 16 .* nearest: {nearest}$"):
+        GRID.geometry(workload({**TINY, "height": height}))
+
+
+def test_more_positions_than_the_model_has_are_refused() -> None:
+    """An axis with more tokens than the rotary table has rows is refused, at the edge and not before."""
+    assert GRID.geometry(workload({**TINY, "width": 16384})).latent_width == 2048
+    with pytest.raises(InputError, match="at most 1024 tokens"):
+        GRID.geometry(workload({**TINY, "width": 16400}))
+    assert GRID.geometry(workload({**TINY, "num_frames": 4093})).latent_frames == 1024
+    with pytest.raises(InputError, match="^num_frames=4097"):
+        GRID.geometry(workload({**TINY, "num_frames": 4097}))
+
+
+def test_a_workload_is_a_value() -> None:
+    """Workloads compare by value and cannot be changed."""
+    assert Workload(**TINY) == Workload(**TINY)
+    with pytest.raises(AttributeError):
+        Workload(**TINY).height = 3  # type: ignore[misc]
