@@ -87,11 +87,14 @@ class Model:
             283001787777024
         """
         plan = self.plan(self.workload(workload, **keys))
-        runs = tuple(
+        return Estimate(self.id, self.source, self.config, plan, self._component_params, self.runs(plan))
+
+    def runs(self, plan: Plan) -> tuple[StageRun, ...]:
+        """The stages of a plan with the closed forms of their forwards."""
+        return tuple(
             StageRun(stage, tuple((forward, self.compiled(stage.component, forward)) for forward in stage.forwards))
             for stage in plan.stages
         )
-        return Estimate(self.id, self.source, self.config, plan, self._component_params, runs)
 
     def compiled(self, component: str, forward: Forward) -> CompiledForward:
         """The closed forms of a forward, compiled when first needed."""

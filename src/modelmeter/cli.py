@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from enum import StrEnum
-from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -47,7 +47,17 @@ class Verify(StrEnum):
     """What there is to verify."""
 
     layers = "layers"
+    end2end = "end2end"
+    core = "core"
     all = "all"
+
+
+class Loop(StrEnum):
+    """How an end-to-end reference gets from one forward to a run."""
+
+    none = "none"
+    short = "short"
+    full = "full"
 
 
 class Listing(StrEnum):
@@ -100,15 +110,23 @@ def report(
     show(FORMATS[format.value](estimate, depth=depth, count=top), output)
 
 
-@app.command(epilog="Example: modelmeter verify layers -m wan2.1-t2v-1.3b -w wan2-1-ci-tiny")
-def verify(
+@app.command("verify", epilog="Example: modelmeter verify layers -m wan2.1-t2v-1.3b -w wan2-1-ci-tiny")
+def verify_command(
     what: Annotated[Verify, typer.Argument(help="What to verify.")] = Verify.all,
     overrides: Overrides = None,
     model: Annotated[str | None, typer.Option("-m", "--model", help="One model; without it, every model.")] = None,
     workload: Preset = None,
+    reference: Annotated[
+        str | None, typer.Option(help="modules or diffusers; without it diffusers where it has the class.")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="meta, cpu or cuda:N, where the reference runs.", show_default="meta")
+    ] = None,
     accept_rel_diff: Annotated[
-        float, typer.Option(help="Largest relative difference that passes; 0 asks for equal integers.")
-    ] = 0.0,
+        float | None,
+        typer.Option(help="Largest relative difference that passes, instead of equality.", show_default="equal"),
+    ] = None,
+    loop: Annotated[Loop, typer.Option(help="end2end: scale one forward, run two steps, or run all.")] = Loop.none,
     format: Annotated[ListFormat, typer.Option("--format", help="Output format.")] = ListFormat.table,
     output: OutputFile = None,
 ) -> int:
@@ -116,22 +134,29 @@ def verify(
     from modelmeter.api import load
     from modelmeter.config import registry
     from modelmeter.report import verification
+    from modelmeter.verify.run import KINDS, verify
 
-    if not (accept_rel_diff >= 0 and isfinite(accept_rel_diff)):
-        raise InputError("accept-rel-diff", accept_rel_diff, "a finite number from 0 up")
     names = [model] if model else [entry.id for entry in registry()]
-    models = [load(name, *(overrides or [])) for name in names]
-    try:
-        from modelmeter.verify.layers import verify_layers
-    except ImportError as error:
-        raise UnavailableError(
-            f"package {error.name} is not installed; install it with: pip install 'modelmeter-video[verify]'"
-        ) from None
-    result = verify_layers(models, workload, accept_rel_diff=accept_rel_diff)
+    result = verify(
+        [load(name, *(overrides or [])) for name in names],
+        KINDS if what is Verify.all else (what.value,),
+        workload=workload,
+        reference=reference,
+        device=device,
+        accept_rel_diff=accept_rel_diff,
+        loop=loop.value,
+        progress=lambda text: status(text),
+    )
     document = result.document()
     as_json = format is ListFormat.json
     show(verification.as_json(document) if as_json else verification.as_table(document, result.failures), output)
     return 0 if result.passed else 1
+
+
+def status(text: str) -> None:
+    """Say what runs, on a terminal only."""
+    if sys.stderr.isatty():
+        print(text, file=sys.stderr)
 
 
 def show(result: Output, output: Path | None) -> None:
@@ -158,10 +183,10 @@ def fail(message: object, status: int) -> NoReturn:
     sys.exit(status)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; exit status 0 done, 1 failed or no, 2 bad input, 3 reference unavailable."""
     try:
-        status = app(standalone_mode=False)
+        code = app(args=arguments, standalone_mode=False)
         sys.stdout.flush()
     except typer.Exit as exit:
         sys.exit(exit.exit_code)
@@ -177,7 +202,7 @@ def main() -> None:
         sys.exit(0)
     except (typer.Abort, KeyboardInterrupt):
         fail("interrupted", 2)
-    sys.exit(status if isinstance(status, int) else 0)
+    sys.exit(code if isinstance(code, int) else 0)
 
 
 def _one_line(error: Any) -> str:

@@ -72,8 +72,8 @@ class StageRun:
         flops_by_kind = inclusive(forms, own)
         for path, parent, kind, params, _ in forms:
             yield Node(
-                id=_joined(self.stage.id, path),
-                parent=None if parent is None else _joined(self.stage.id, parent),
+                id=self.stage.path(path),
+                parent=None if parent is None else self.stage.path(parent),
                 kind=kind,
                 calls=calls[path] if path else self.stage.calls,
                 flops=sum(flops_by_kind[path].values()),
@@ -81,10 +81,6 @@ class StageRun:
                 flops_by_kind=flops_by_kind[path],
                 params=params,
             )
-
-
-def _joined(stage: str, path: str) -> str:
-    return f"{stage}.{path}" if path else stage
 
 
 @dataclass(frozen=True)

@@ -46,6 +46,10 @@ class Stage:
     calls: int
     forwards: tuple[Forward, ...]
 
+    def path(self, below: str) -> str:
+        """The id of a module of the component in reports: its path below the stage."""
+        return f"{self.id}.{below}" if below else self.id
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
@@ -63,6 +67,22 @@ class Plan:
     warnings: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """A real class that a component can be compared with.
+
+    Args:
+        package, name: where the class is.
+        arguments: what it is built with.
+        aliases: part of a path in the analytic model, and the part of the reference's path that answers for it.
+    """
+
+    package: str
+    name: str
+    arguments: Mapping[str, Any]
+    aliases: Mapping[str, str] = field(default_factory=dict)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pipeline:
     """What a family tells about itself: its components, and what it runs for a workload.
@@ -70,18 +90,9 @@ class Pipeline:
     Args:
         components: builds the modules by component id from a configuration.
         plan: the stages of a workload under a configuration.
-        reference: diffusers class and its arguments for each component, for verification.
+        references: for each component the real classes that it can be verified against, by kind.
     """
 
     components: Callable[[Mapping[str, Any]], dict[str, Component]]
     plan: Callable[[Mapping[str, Any], Workload], Plan]
-    reference: Callable[[Mapping[str, Any]], dict[str, Reference]] = field(default=lambda config: {})
-
-
-@dataclass(frozen=True, slots=True)
-class Reference:
-    """The real class of a component: package, class name, and what it is built with."""
-
-    package: str
-    name: str
-    arguments: Mapping[str, Any]
+    references: Callable[[Mapping[str, Any]], dict[str, dict[str, Reference]]]

@@ -14,6 +14,7 @@ from modelmeter.nn.dtype import (
     int64,
     uint64,
 )
+from modelmeter.nn.layout import Shape
 from modelmeter.nn.modules import (
     GELU,
     Conv3d,
@@ -29,7 +30,7 @@ from modelmeter.nn.modules import (
     trace_function,
 )
 from modelmeter.nn.polynomial import Dim, Polynomial, at_least, evaluate, substitute, symbol, to_text
-from modelmeter.nn.tensor import Buffer, Parameter, Shape, Tensor
+from modelmeter.nn.tensor import Buffer, Parameter, Tensor
 from modelmeter.nn.tracing import Body, Call, Op, Spec
 
 __all__ = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 
@@ -32,3 +33,19 @@ float32 = DType("float32", 4, 12)
 float64 = DType("float64", 8, 13)
 complex64 = DType("complex64", 8, 22)
 complex128 = DType("complex128", 16, 23)
+
+
+def promote(dtypes: Iterable[DType]) -> DType:
+    """The dtype of a result, as ``torch.promote_types``: bfloat16 with float16 gives float32.
+
+    Example:
+        >>> str(promote([bfloat16, float32])), str(promote([bfloat16, float16]))
+        ('float32', 'float32')
+    """
+    result, *others = dtypes
+    for dtype in others:
+        if dtype.rank > result.rank:
+            result = dtype
+        elif dtype.rank == result.rank and dtype != result:
+            result = float32
+    return result

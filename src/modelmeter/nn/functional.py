@@ -12,7 +12,7 @@ from math import prod
 
 from modelmeter.nn.dtype import DType, bfloat16, float16, float32, int64, uint64
 from modelmeter.nn.polynomial import Dim
-from modelmeter.nn.tensor import Parameter, Tensor, launch, pointwise, result_strides
+from modelmeter.nn.tensor import Parameter, Tensor, launch, like, pointwise
 from modelmeter.nn.tracing import Spec
 
 #: Per element: subtract the mean, square, scale by the inverse deviation, and two sums for the statistics.
@@ -131,7 +131,7 @@ def scaled_dot_product_attention(query: Tensor, key: Tensor, value: Tensor) -> T
         (query, key, value),
         behind.shape,
         query.dtype,
-        strides=result_strides(query.shape, (query,)) if flash else behind.strides,
+        strides=like(query.shape, query) if flash else behind.strides,
         scratch=scratch,
         # scores [S, D] @ [D, L], then values [S, L] @ [L, V], for every head
         flops=matmul_flops(batch * heads, rows, head_dim, columns)
@@ -254,6 +254,4 @@ def arange(length: int, dtype: DType = float32) -> Tensor:
 
 def empty_like(x: Tensor) -> Tensor:
     """Storage of the same size and layout; nothing is read or written."""
-    return launch(
-        "empty_like", "allocate", (), x.shape, x.dtype, strides=result_strides(x.shape, (x,)), bytes_written=0
-    )
+    return launch("empty_like", "allocate", (), x.shape, x.dtype, strides=like(x.shape, x), bytes_written=0)

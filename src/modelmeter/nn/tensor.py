@@ -12,11 +12,20 @@ from math import prod
 from types import EllipsisType
 from typing import TypeAlias
 
-from modelmeter.nn.dtype import DType, float16, float32
-from modelmeter.nn.polynomial import Dim, at_least
+from modelmeter.nn.dtype import DType, float16, float32, promote
+from modelmeter.nn.layout import (
+    Shape,
+    broadcast,
+    contiguous_strides,
+    extent,
+    inferred,
+    result_strides,
+    same_layout,
+    view_strides,
+)
+from modelmeter.nn.polynomial import Dim
 from modelmeter.nn.tracing import Op, Spec, Trace, current_trace
 
-Shape: TypeAlias = tuple[Dim, ...]
 Scalar: TypeAlias = int | float
 Index: TypeAlias = int | slice | EllipsisType | None
 
@@ -35,21 +44,6 @@ class Storage:
     def __del__(self) -> None:
         if self.trace is not None:
             self.trace.live = self.trace.live - self.nbytes
-
-
-def contiguous_strides(shape: Shape) -> Shape:
-    """Row-major strides in elements.
-
-    Example:
-        >>> contiguous_strides((2, 3, 4))
-        (12, 4, 1)
-    """
-    strides: list[Dim] = []
-    step: Dim = 1
-    for size in reversed(shape):
-        strides.append(step)
-        step = step * size
-    return tuple(reversed(strides))
 
 
 class Tensor:
@@ -98,7 +92,7 @@ class Tensor:
         return Spec(self.shape, self.dtype)
 
     def is_contiguous(self) -> bool:
-        return self._strides is None or _same_layout(self.shape, self._strides, contiguous_strides(self.shape))
+        return self._strides is None or same_layout(self.shape, self._strides, contiguous_strides(self.shape))
 
     def __repr__(self) -> str:
         return f"Tensor({list(self.shape)}, {self.dtype})"
@@ -159,7 +153,7 @@ class Tensor:
                 continue
             size, stride = next(dims)
             if isinstance(entry, slice):
-                shape.append(_extent(entry, size))
+                shape.append(extent(entry, size))
                 strides.append(stride * (entry.step or 1))
         return self._view(tuple(shape), tuple(strides))
 
@@ -182,10 +176,10 @@ class Tensor:
 
     def view(self, *shape: Dim) -> Tensor:
         """The same storage in another shape; one size may be -1."""
-        wanted = _inferred(self.numel(), shape)
+        wanted = inferred(self.numel(), shape)
         if self._strides is None:
             return self._view(wanted, None)
-        strides = _view_strides(self.shape, self._strides, wanted)
+        strides = view_strides(self.shape, self._strides, wanted)
         if strides is None:
             raise ValueError(f"view {list(wanted)} of {self} with strides {list(self._strides)} needs a copy")
         return self._view(wanted, strides)
@@ -198,14 +192,14 @@ class Tensor:
 
     def unflatten(self, dim: int, sizes: Sequence[Dim]) -> Tensor:
         dim %= self.ndim
-        return self.view(*self.shape[:dim], *_inferred(self.shape[dim], sizes), *self.shape[dim + 1 :])
+        return self.view(*self.shape[:dim], *inferred(self.shape[dim], sizes), *self.shape[dim + 1 :])
 
     # -- kernels ----------------------------------------------------------------------------------------
 
     def reshape(self, *shape: Dim) -> Tensor:
         """A view where strides allow it, else a copy."""
-        wanted = _inferred(self.numel(), shape)
-        if self._strides is None or _view_strides(self.shape, self._strides, wanted) is not None:
+        wanted = inferred(self.numel(), shape)
+        if self._strides is None or view_strides(self.shape, self._strides, wanted) is not None:
             return self.view(*wanted)
         return self._contiguous_copy().view(*wanted)
 
@@ -217,12 +211,12 @@ class Tensor:
 
     def clone(self) -> Tensor:
         """A copy that keeps the order of dimensions in memory."""
-        return launch("clone", "copy", (self,), self.shape, self.dtype, strides=result_strides(self.shape, (self,)))
+        return launch("clone", "copy", (self,), self.shape, self.dtype, strides=like(self.shape, self))
 
     def to(self, dtype: DType) -> Tensor:
         if dtype == self.dtype:
             return self
-        return launch("_to_copy", "copy", (self,), self.shape, dtype, strides=result_strides(self.shape, (self,)))
+        return launch("_to_copy", "copy", (self,), self.shape, dtype, strides=like(self.shape, self))
 
     def float(self) -> Tensor:
         return self.to(float32)
@@ -326,102 +320,13 @@ def pointwise(name: str, *operands: Tensor | Scalar) -> Tensor:
         6
     """
     tensors = tuple(operand for operand in operands if isinstance(operand, Tensor))
-    shape = _broadcast([tensor.shape for tensor in tensors])
+    shape = broadcast([tensor.shape for tensor in tensors])
     dtype = promote(tensor.dtype for tensor in tensors)
     fraction = name in FRACTIONAL or any(isinstance(operand, float) for operand in operands)
     if fraction and dtype.rank < float16.rank:
         dtype = float32
-    strides = result_strides(shape, tensors)
+    strides = like(shape, *tensors)
     return launch(name, "elementwise", tensors, shape, dtype, strides=strides, vector_flops=prod(shape, start=1))
-
-
-def promote(dtypes: Iterable[DType]) -> DType:
-    """The dtype of a result, as ``torch.promote_types``: bfloat16 with float16 gives float32.
-
-    Example:
-        >>> from modelmeter.nn.dtype import bfloat16, float16
-        >>> str(promote([bfloat16, float32])), str(promote([bfloat16, float16]))
-        ('float32', 'float32')
-    """
-    result, *others = dtypes
-    for dtype in others:
-        if dtype.rank > result.rank:
-            result = dtype
-        elif dtype.rank == result.rank and dtype != result:
-            result = float32
-    return result
-
-
-def result_strides(shape: Shape, operands: Sequence[Tensor]) -> Shape | None:
-    """Strides of a fresh element-by-element result: dense, dimensions in the order of the first operand that has one.
-
-    ``None`` means contiguous.
-
-    Source: PyTorch ``TensorIteratorBase::reorder_dimensions`` (aten/src/ATen/TensorIterator.cpp); "like"
-    functions and copies follow the same order (``infer_dense_strides``).
-
-    Raises:
-        ValueError: the order depends on the value of a symbol.
-
-    Example:
-        >>> x = Tensor((2, 3, 8), float32)
-        >>> result_strides((2, 4, 3), [x[..., ::2].transpose(1, 2)])
-        (12, 1, 4)
-    """
-    if all(operand._strides is None for operand in operands):
-        return None
-    along = [_broadcast_strides(operand, shape) for operand in operands]
-    order = list(reversed(range(len(shape))))  # innermost first
-    # An insertion sort that passes over ties, as PyTorch's does: the order of ties follows from its steps.
-    for i in range(1, len(order)):
-        place = i
-        for j in reversed(range(i)):
-            comparison = _compare_dims(order[j], order[place], shape, along)
-            if comparison < 0:
-                break
-            if comparison > 0:
-                order[j], order[place] = order[place], order[j]
-                place = j
-    strides: list[Dim] = [1] * len(shape)
-    step: Dim = 1
-    for dim in order:
-        strides[dim] = step
-        step = step * shape[dim]
-    return None if _same_layout(shape, tuple(strides), contiguous_strides(shape)) else tuple(strides)
-
-
-def _broadcast_strides(operand: Tensor, shape: Shape) -> Shape:
-    """Strides over ``shape``, 0 where the operand is repeated."""
-    own = zip(operand.shape, operand.strides, shape[len(shape) - operand.ndim :], strict=True)
-    return (0,) * (len(shape) - operand.ndim) + tuple(stride if size == wide else 0 for size, stride, wide in own)
-
-
-def _compare_dims(inner: int, outer: int, shape: Shape, along: Sequence[Shape]) -> int:
-    """Negative where ``inner`` lies inside ``outer`` in memory, positive where outside, 0 where no operand tells."""
-    for strides in along:
-        left, right = strides[inner], strides[outer]
-        if left == 0 or right == 0:
-            continue
-        if left == right:  # one of the two has size 1, and goes inside
-            if shape[outer] == 1 and shape[inner] != 1:
-                return 1
-            continue
-        if _surely_at_least(right, left):
-            return -1
-        if _surely_at_least(left, right):
-            return 1
-        raise ValueError(f"which of the strides {left} and {right} is larger depends on the sizes")
-    return 0
-
-
-def _surely_at_least(larger: Dim, smaller: Dim) -> bool:
-    if isinstance(larger, int) and isinstance(smaller, int):
-        return larger >= smaller
-    names = {n for value in (larger, smaller) if not isinstance(value, int) for term in value.terms for n in term}
-    return at_least(larger, smaller, dict.fromkeys(names, 1))
-
-
-# -- helpers ------------------------------------------------------------------------------------------------
 
 
 def _nbytes(spec: Spec) -> Dim:
@@ -443,72 +348,8 @@ def _bytes_read(inputs: Sequence[Tensor]) -> Dim:
     return total
 
 
-def _extent(index: slice, size: Dim) -> Dim:
-    start, stop = _from_start(index.start, 0, size), _from_start(index.stop, size, size)
-    step: int = index.step or 1
-    length = stop - start
-    return length if step == 1 else (length + step - 1) // step if isinstance(length, int) else length // step
-
-
-def _from_start(bound: Dim | None, default: Dim, size: Dim) -> Dim:
-    """A bound of a slice counted from the start: a negative one counts from the end."""
-    if bound is None:
-        return default
-    return size + bound if isinstance(bound, int) and bound < 0 else bound
-
-
-def _broadcast(shapes: Sequence[Shape]) -> Shape:
-    rank = max(len(shape) for shape in shapes)
-    result: list[Dim] = []
-    for sizes in zip(*((1,) * (rank - len(shape)) + shape for shape in shapes), strict=True):
-        kept = [size for size in sizes if size != 1]
-        if any(size != kept[0] for size in kept):
-            raise ValueError(f"shapes do not broadcast: {[list(shape) for shape in shapes]}")
-        result.append(kept[0] if kept else 1)
-    return tuple(result)
-
-
-def _inferred(numel: Dim, shape: Sequence[Dim]) -> Shape:
-    """``shape`` with a -1 worked out; what does not fit raises."""
-    known = prod((size for size in shape if size != -1), start=1)
-    wanted = tuple(numel // known if size == -1 else size for size in shape)
-    if prod(wanted, start=1) != numel:
-        raise ValueError(f"shape {list(shape)} does not hold {numel} elements")
-    return wanted
-
-
-def _same_layout(shape: Shape, left: Shape, right: Shape) -> bool:
-    return all(a == b for size, a, b in zip(shape, left, right, strict=True) if size != 1)
-
-
-def _view_strides(shape: Shape, strides: Shape, wanted: Shape) -> Shape | None:
-    """Strides of ``wanted`` over the same storage, or ``None`` where only a copy can have that shape.
-
-    Source: PyTorch ``computeStride`` (aten/src/ATen/TensorUtils.cpp): dimensions that lie behind one
-    another in memory form a run; a new dimension must stay within one run.
-    """
-    if not shape:
-        return contiguous_strides(wanted)
-    runs: list[tuple[Dim, Dim]] = []  # (elements, stride of the innermost), innermost first
-    for size, stride in zip(reversed(shape), reversed(strides), strict=True):
-        if runs and (size == 1 or stride == runs[-1][0] * runs[-1][1]):
-            runs[-1] = (runs[-1][0] * size, runs[-1][1])
-        else:
-            runs.append((size, stride))
-    result: list[Dim] = []
-    left = list(wanted)
-    for elements, step in runs:
-        filled: Dim = 1
-        while left and (left[-1] == 1 or filled != elements):
-            result.append(filled * step)
-            filled = filled * left.pop()
-            if not _divides(filled, elements):
-                return None
-    return tuple(reversed(result))
-
-
-def _divides(part: Dim, whole: Dim) -> bool:
-    try:
-        return (whole // part) * part == whole
-    except ValueError:  # no polynomial quotient
-        return False
+def like(shape: Shape, *operands: Tensor) -> Shape | None:
+    """Strides of a fresh result that keeps the layout of its operands, as copies and element-by-element kernels do."""
+    if all(operand._strides is None for operand in operands):
+        return None
+    return result_strides(shape, [(operand.shape, operand.strides) for operand in operands])

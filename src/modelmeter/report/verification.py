@@ -17,7 +17,7 @@ from modelmeter.report.output import Output
 MOST_FAILURES = 20
 
 #: What the numbers of a section are.
-TITLES = {"flops": "FLOPs of one forward", "params": "parameters"}
+TITLES = {"flops": "FLOPs of one forward", "run_flops": "FLOPs of the whole run", "params": "parameters"}
 
 
 def as_json(document: Mapping[str, Any]) -> str:
@@ -28,8 +28,8 @@ def as_json(document: Mapping[str, Any]) -> str:
 def as_table(document: Mapping[str, Any], failures: Sequence[str]) -> Output:
     """Modules by name with analytic and reference numbers; equal copies share a line."""
     sections: list[RenderableType] = []
-    for (model, workload, quantity), rows in _sections(document["rows"]).items():
-        sections += [Text(f"{model} {workload}: {TITLES[quantity]}", style="bold"), _section(rows), Text("")]
+    for (check, model, workload, quantity), rows in _sections(document["rows"]).items():
+        sections += [Text(f"{check}: {model} {workload}: {TITLES[quantity]}", style="bold"), _section(rows), Text("")]
     sections += [Text(f"not applicable: {pair}") for pair in document["not_applicable"]]
     sections += [Text(line, style="red") for line in failures[:MOST_FAILURES]]
     if len(failures) > MOST_FAILURES:
@@ -57,6 +57,8 @@ def verdict(document: Mapping[str, Any]) -> str:
     result = "passed" if document["passed"] else "FAILED"
     largest = document["max_rel_diff"]
     agreement = "equal" if largest == 0 else f"largest relative difference {_difference(largest)}"
+    if document["accepted"] != "equal":
+        agreement += f" (accepted: {document['accepted']})"
     versions = ", ".join(f"{name} {version}" for name, version in document["versions"].items())
     return (
         f"{result}: {document['compared']:,} numbers compared, {document['compared_nonzero']:,} of them not zero, "
@@ -68,16 +70,16 @@ def _difference(value: float | str) -> str:
     return value if isinstance(value, str) else "0" if value == 0 else f"{value:.3g}"
 
 
-def _sections(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str, str], dict[tuple[Any, ...], int]]:
-    """Rows by model, workload and quantity, without those that are zero on both sides.
+def _sections(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, ...], dict[tuple[Any, ...], int]]:
+    """Rows by check, model, workload and quantity, without those that are zero on both sides.
 
     Those that differ only in the numbers of their path are counted together.
     """
-    sections: dict[tuple[str, str, str], dict[tuple[Any, ...], int]] = {}
+    sections: dict[tuple[str, ...], dict[tuple[Any, ...], int]] = {}
     for row in rows:
         if row["analytic"] or row["reference"]:
             path = ".".join("*" if part.isdigit() else part for part in row["id"].split("."))
-            folded = sections.setdefault((row["model"], row["workload"], row["quantity"]), {})
+            folded = sections.setdefault((row["check"], row["model"], row["workload"], row["quantity"]), {})
             key = (path, row["analytic"], row["reference"], row["rel_diff"])
             folded[key] = folded.get(key, 0) + 1
     return sections

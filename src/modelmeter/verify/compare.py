@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from math import inf, isfinite
-from typing import Any
+from typing import Any, TypeAlias
+
+from modelmeter.verify.settings import Tolerance
+
+#: Told in words what is about to be measured.
+Progress: TypeAlias = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +22,7 @@ class Row:
     stage: str
     id: str
     quantity: str
-    """``flops`` of one forward, or ``params``."""
+    """``flops`` of one forward, ``run_flops`` of a whole run, or ``params``."""
     analytic: int
     reference: int
 
@@ -26,13 +31,19 @@ class Row:
         """Relative difference to the reference."""
         return rel_diff(self.analytic, self.reference)
 
+    def __str__(self) -> str:
+        return (
+            f"{self.model} {self.workload} {self.id}: {self.quantity} analytic {shown(self.analytic)}, "
+            f"reference {shown(self.reference)}, relative difference {shown(self.rel_diff)}"
+        )
+
 
 def rel_diff(analytic: float, reference: float) -> float:
     """``|analytic - reference| / |reference|``; infinite where only the reference is zero or one is not finite.
 
     Example:
-        >>> rel_diff(101, 100), rel_diff(0, 0), rel_diff(1, 0)
-        (0.01, 0.0, inf)
+        >>> rel_diff(101, 100), rel_diff(0, 0), rel_diff(1, 0), rel_diff(1, float("nan"))
+        (0.01, 0.0, inf, inf)
     """
     if not (_finite(analytic) and _finite(reference)):
         return inf
@@ -45,88 +56,121 @@ def _finite(value: float) -> bool:
     return isinstance(value, int) or isfinite(value)
 
 
+def shown(value: float) -> str:
+    """An integer with separators, a difference with three digits.
+
+    Example:
+        >>> shown(1234567), shown(0.012345), shown(0.0)
+        ('1,234,567', '0.0123', '0')
+    """
+    return f"{value:,}" if isinstance(value, int) else f"{value:.3g}"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Verification:
-    """The result of comparing: passed only if something was compared and all of it agrees.
+class Check:
+    """One comparison: passed only if something was compared and all of it agrees.
 
     Args:
+        kind: ``layers``, ``end2end`` or ``core``.
+        reference: what the numbers are held against.
+        tolerance: what passes.
         rows: modules on both sides, with their numbers.
         missing: non-zero modules of the reference that the analytic side does not have.
         extra: non-zero modules of the analytic side that the reference does not have.
         uncounted_ops: operators of the reference that ran without a FLOP formula.
-        not_applicable: pairs of model and workload that the model cannot run.
-        accept_rel_diff: largest relative difference that passes; 0 asks for equal integers.
+        broken_laws: what had to hold between numbers and does not.
     """
 
+    kind: str
     reference: str
-    versions: Mapping[str, str]
+    tolerance: Tolerance
     rows: tuple[Row, ...]
     missing: tuple[str, ...] = ()
     extra: tuple[str, ...] = ()
     uncounted_ops: tuple[str, ...] = ()
-    not_applicable: tuple[str, ...] = ()
-    accept_rel_diff: float = 0.0
-
-    @property
-    def compared_nonzero(self) -> int:
-        """Rows in which a number is not zero."""
-        return sum(1 for row in self.rows if row.analytic or row.reference)
-
-    @property
-    def max_rel_diff(self) -> float:
-        """The largest relative difference of any row."""
-        return max((row.rel_diff for row in self.rows), default=0.0)
+    broken_laws: tuple[str, ...] = ()
 
     @property
     def failures(self) -> tuple[str, ...]:
         """Why it failed, one line each; empty where it passed."""
-        found = [
-            f"{row.model} {row.workload} {row.id}: {row.quantity} analytic {row.analytic:,}, "
-            f"reference {row.reference:,}, relative difference {row.rel_diff:.3g}"
-            for row in self.rows
-            if not row.rel_diff <= self.accept_rel_diff
-        ]
+        found = [str(row) for row in self.rows if not self.tolerance.accepts(row.rel_diff)]
         found += [f"missing: {node}, which the reference runs" for node in self.missing]
         found += [f"extra: {node}, which the reference does not run" for node in self.extra]
         found += [f"uncounted operator: {op} ran without a FLOP formula" for op in self.uncounted_ops]
+        found += self.broken_laws
         if not self.rows:
             found.append("nothing was compared")
-        elif not self.compared_nonzero:
+        elif not any(row.analytic or row.reference for row in self.rows):
             found.append("only zeros were compared")
         return tuple(found)
 
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verification:
+    """Checks that ran, in order, up to the first that failed.
+
+    Args:
+        versions: of the packages that the references come from.
+        not_applicable: pairs of model and workload that the model cannot run, and why.
+    """
+
+    checks: tuple[Check, ...]
+    versions: Mapping[str, str]
+    not_applicable: tuple[str, ...] = ()
+
+    @property
+    def failures(self) -> tuple[str, ...]:
+        """Why it failed, one line each; empty where it passed."""
+        if not self.checks:
+            return ("nothing was compared",)
+        return tuple(line for check in self.checks for line in check.failures)
+
     @property
     def passed(self) -> bool:
-        """Whether there is no failure."""
+        """Whether something was compared and nothing failed."""
         return not self.failures
+
+    @property
+    def rows(self) -> tuple[Row, ...]:
+        """All rows of all checks."""
+        return tuple(row for check in self.checks for row in check.rows)
 
     def document(self) -> dict[str, Any]:
         """The JSON document of the contract; an infinite difference is the text ``inf``."""
+        largest = max((row.rel_diff for row in self.rows), default=0.0)
         return {
             "passed": self.passed,
-            "reference": self.reference,
+            "accepted": _joined(str(check.tolerance) for check in self.checks),
+            "reference": _joined(check.reference for check in self.checks),
             "versions": dict(self.versions),
             "compared": len(self.rows),
-            "compared_nonzero": self.compared_nonzero,
-            "max_rel_diff": _json_number(self.max_rel_diff),
-            "missing": list(self.missing),
-            "extra": list(self.extra),
-            "uncounted_ops": list(self.uncounted_ops),
+            "compared_nonzero": sum(1 for row in self.rows if row.analytic or row.reference),
+            "max_rel_diff": _json_number(largest),
+            "missing": [node for check in self.checks for node in check.missing],
+            "extra": [node for check in self.checks for node in check.extra],
+            "uncounted_ops": list(dict.fromkeys(op for check in self.checks for op in check.uncounted_ops)),
+            "broken_laws": [law for check in self.checks for law in check.broken_laws],
             "not_applicable": list(self.not_applicable),
-            "rows": [
-                {
-                    "model": row.model,
-                    "workload": row.workload,
-                    "stage": row.stage,
-                    "id": row.id,
-                    "quantity": row.quantity,
-                    "analytic": row.analytic,
-                    "reference": row.reference,
-                    "rel_diff": _json_number(row.rel_diff),
-                }
-                for row in self.rows
-            ],
+            "rows": [_document(check, row) for check in self.checks for row in check.rows],
         }
+
+
+def _document(check: Check, row: Row) -> dict[str, Any]:
+    return {
+        "check": check.kind,
+        "model": row.model,
+        "workload": row.workload,
+        "stage": row.stage,
+        "id": row.id,
+        "quantity": row.quantity,
+        "analytic": row.analytic,
+        "reference": row.reference,
+        "rel_diff": _json_number(row.rel_diff),
+    }
+
+
+def _joined(words: Iterable[str]) -> str:
+    return " + ".join(dict.fromkeys(words))
 
 
 def _json_number(value: float) -> float | str:
@@ -153,20 +197,4 @@ def match(analytic: Mapping[str, int], reference: Mapping[str, int]) -> Matched:
         tuple((path, analytic[path], reference[path]) for path in analytic if path in reference),
         tuple(path for path, value in reference.items() if value and path not in analytic),
         tuple(path for path, value in analytic.items() if value and path not in reference),
-    )
-
-
-def joined(parts: Iterable[Verification]) -> Verification:
-    """Several verifications as one; they share reference and tolerance."""
-    first, *others = parts
-    everything = [first, *others]
-    return Verification(
-        reference=first.reference,
-        versions=first.versions,
-        rows=tuple(row for part in everything for row in part.rows),
-        missing=tuple(node for part in everything for node in part.missing),
-        extra=tuple(node for part in everything for node in part.extra),
-        uncounted_ops=tuple(dict.fromkeys(op for part in everything for op in part.uncounted_ops)),
-        not_applicable=tuple(pair for part in everything for pair in part.not_applicable),
-        accept_rel_diff=first.accept_rel_diff,
     )

@@ -1,41 +1,38 @@
-"""The real classes as references: built at full size on the meta device, run once, counted."""
+"""Real classes as references: built at full size on the meta device, run, counted."""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 import torch
 
-from modelmeter.errors import UnavailableError
+from modelmeter.api import Model
+from modelmeter.errors import InputError, UnavailableError, choice
 from modelmeter.nn import Tensor
-from modelmeter.stage import Reference
-from modelmeter.verify.flop_counter import Counted, count, parameters
+from modelmeter.stage import Forward, Reference, Stage
+from modelmeter.verify.compare import Progress
+from modelmeter.verify.device import check_memory, find_device, placed
+from modelmeter.verify.flop_counter import count, parameters
 
-#: Packages whose versions a verification states.
-PACKAGES = ("torch", "diffusers", "transformers")
+#: Kinds of reference; without a choice the first that a component has.
+KINDS = ("diffusers", "modules")
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """One forward of a real class: FLOPs by module, and parameters of every module."""
+    """What a real class counted.
 
-    counted: Counted
-    params: Mapping[str, int]
+    Args:
+        flops: by path of the analytic model, of every module that ran.
+        params: by path, of every module; ``None`` where the reference stands in for other weights.
+    """
 
-
-def versions() -> dict[str, str]:
-    """Versions of the packages that the references come from; absent ones are left out."""
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
+    flops: Mapping[str, int]
+    params: Mapping[str, int] | None
+    uncounted_ops: tuple[str, ...]
 
 
 def build(reference: Reference) -> torch.nn.Module:
@@ -46,9 +43,9 @@ def build(reference: Reference) -> torch.nn.Module:
     """
     try:
         package = importlib.import_module(reference.package)
-    except ImportError:
+    except ImportError as error:
         raise UnavailableError(
-            f"reference={reference.package}: the package is not installed; "
+            f"reference={reference.package}: package {error.name} is not installed; "
             "install it with: pip install 'modelmeter-video[verify]'"
         ) from None
     with torch.device("meta"):
@@ -56,28 +53,123 @@ def build(reference: Reference) -> torch.nn.Module:
     return module.eval()
 
 
-def measure(module: torch.nn.Module, inputs: Mapping[str, Tensor]) -> Measured:
-    """Run a real module once on meta tensors of the given shapes; floating-point inputs have the weights' dtype."""
-    weight = next(module.parameters())
-    arguments = {
-        name: torch.empty(
-            tuple(int(str(size)) for size in tensor.shape),
-            dtype=weight.dtype
-            if getattr(torch, tensor.dtype.name).is_floating_point
-            else getattr(torch, tensor.dtype.name),
-            device=weight.device,
-        )
-        for name, tensor in inputs.items()
-    }
-    with attention_counted(weight.device):
-        return Measured(count(module, **arguments), parameters(module))
+class _Repeated(torch.nn.Module):
+    """A module called several times in a row."""
+
+    def __init__(self, module: torch.nn.Module, times: int) -> None:
+        super().__init__()
+        self.module = module
+        self.times = times
+
+    def forward(self, **inputs: torch.Tensor) -> None:
+        for _ in range(self.times):
+            self.module(**inputs)
 
 
-@contextmanager
-def attention_counted(device: torch.device) -> Iterator[None]:
-    """Attention as matrix products: on meta it decomposes by itself, elsewhere the math kernel is asked for."""
-    if device.type == "meta":
-        yield
-        return
-    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
-        yield
+def measure(
+    reference: Reference, module: torch.nn.Module, inputs: Mapping[str, Tensor], device: torch.device
+) -> Measured:
+    """Run a module of :func:`build` once and count; on a real device with one of its blocks in memory at a time."""
+    with placed(module, device):
+        counted = count(module, **arguments(module, inputs, device))
+    answers = {path: aliased(path, reference.aliases) for path in _expected(counted.flops, reference.aliases)}
+    return Measured(
+        {path: counted.flops[answer] for path, answer in answers.items()},
+        None if reference.aliases else parameters(module),
+        counted.uncounted_ops,
+    )
+
+
+def measure_loop(module: torch.nn.Module, inputs: Mapping[str, Tensor], device: torch.device, times: int) -> int:
+    """FLOPs of a module of :func:`build` that really runs ``times`` in a row."""
+    loop = _Repeated(module, times)
+    with placed(module, device):
+        return count(loop, **arguments(module, inputs, device)).flops[""]
+
+
+def arguments(module: torch.nn.Module, inputs: Mapping[str, Tensor], device: torch.device) -> dict[str, torch.Tensor]:
+    """Inputs of the given shapes; floating-point ones in the dtype of the weights."""
+    weights = next(module.parameters()).dtype
+    result = {}
+    for name, tensor in inputs.items():
+        dtype: torch.dtype = getattr(torch, tensor.dtype.name)
+        shape: Any = tensor.shape
+        result[name] = torch.zeros(shape, dtype=weights if dtype.is_floating_point else dtype, device=device)
+    return result
+
+
+def aliased(path: str, aliases: Mapping[str, str]) -> str:
+    """The path in the reference of a path in the analytic model.
+
+    Example:
+        >>> aliased("blocks.3.ffn.net.2", {"ffn.net.2": "ffn.fc2"})
+        'blocks.3.ffn.fc2'
+    """
+    for real, mirror in aliases.items():
+        if path == real or path.endswith(f".{real}"):
+            return path.removesuffix(real) + mirror
+    return path
+
+
+def _expected(counted: Mapping[str, int], aliases: Mapping[str, str]) -> list[str]:
+    """Paths of the analytic model for which the reference has numbers."""
+    paths: list[str] = []
+    for path in counted:
+        real = [path.removesuffix(mirror) + name for name, mirror in aliases.items() if path.endswith(f".{mirror}")]
+        paths += real or [path]
+    return paths
+
+
+class References:
+    """The references of a run: each class built once, each forward measured once.
+
+    Args:
+        kind: ``diffusers`` or ``modules``; without it the first of them that a component has.
+        device: where they run.
+        progress: told what is about to be measured.
+    """
+
+    def __init__(self, kind: str | None, device: str, progress: Progress = lambda _: None) -> None:
+        if kind is not None and kind not in KINDS:
+            raise choice("reference", kind, KINDS)
+        self.kind = kind
+        self.device = find_device(device)
+        self._progress = progress
+        self._modules: dict[str, torch.nn.Module] = {}
+        self._measured: dict[tuple[object, ...], Any] = {}
+
+    def reference(self, model: Model, component: str) -> tuple[str, Reference]:
+        """The reference of a component and its kind.
+
+        Raises:
+            InputError: the component has none of the asked kind.
+        """
+        available = model.pipeline.references(model.config)[component]
+        kind = self.kind or next(kind for kind in KINDS if kind in available)
+        if kind not in available:
+            raise InputError("reference", kind, f"{' or '.join(available)} for {component} of {model.id}")
+        return kind, available[kind]
+
+    def forward(self, model: Model, stage: Stage, forward: Forward) -> Measured:
+        """One forward of a stage, measured."""
+        return self._once(model, stage, forward, "forward", measure)  # type: ignore[no-any-return]
+
+    def loop(self, model: Model, stage: Stage, forward: Forward, times: int) -> int:
+        """FLOPs of a forward that really runs ``times`` in a row."""
+
+        def run(_: Reference, module: torch.nn.Module, inputs: Mapping[str, Tensor], device: torch.device) -> int:
+            return measure_loop(module, inputs, device, times)
+
+        return self._once(model, stage, forward, f"{times} forwards", run)  # type: ignore[no-any-return]
+
+    def _once(self, model: Model, stage: Stage, forward: Forward, what: str, run: Callable[..., Any]) -> Any:
+        _, reference = self.reference(model, stage.component)
+        inputs = model.components[stage.component].inputs(**forward.dims)
+        key = (repr(reference), repr(inputs), what)
+        if key not in self._measured:
+            check_memory(model.compiled(stage.component, forward), forward.dims, self.device)
+            self._progress(f"{model.id} {stage.id}: {what} of {reference.name}")
+            if key[0] not in self._modules:
+                self._modules[key[0]] = build(reference)
+            self._measured[key] = run(reference, self._modules[key[0]], inputs, self.device)
+        return self._measured[key]

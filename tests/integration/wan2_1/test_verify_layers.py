@@ -16,8 +16,9 @@ from modelmeter.models.wan2_1 import transformer
 from modelmeter.models.wan2_1.transformer import Wan2_1DiTModel
 from modelmeter.nn import Linear, functional, tensor
 from modelmeter.verify import flop_counter
-from modelmeter.verify.layers import verify_layers
-from modelmeter.verify.reference import measure
+from modelmeter.verify.flop_counter import count, parameters
+from modelmeter.verify.reference import arguments
+from modelmeter.verify.run import verify
 
 MODELS = ["wan2.1-t2v-1.3b", "wan2.1-t2v-14b"]
 TINY = ["transformer.num_layers=2", "transformer.dim=256", "transformer.num_heads=2", "transformer.ffn_dim=512"]
@@ -44,12 +45,12 @@ def test_published_totals(name: str, height: int, width: int, flops: int, params
 @pytest.mark.parametrize("name", MODELS)
 def test_every_module_of_every_preset_is_equal(name: str) -> None:
     """At every preset, FLOPs of every called module and parameters of every module are the same integers."""
-    result = verify_layers([mm.load(name)], None)
+    result = verify([mm.load(name)], ["layers"])
     assert result.failures == ()
-    assert result.max_rel_diff == 0
+    assert result.document()["max_rel_diff"] == 0
     assert {row.workload for row in result.rows} == set(mm.load(name).presets)
     with torch.device("meta"):
-        arguments = mm.load(name).pipeline.reference(mm.load(name).config)["transformer"].arguments
+        arguments = mm.load(name).pipeline.references(mm.load(name).config)["transformer"]["diffusers"].arguments
         modules = [path for path, _ in WanTransformer3DModel(**arguments).named_modules()]
     compared = {row.id for row in result.rows if row.quantity == "params"}
     assert compared == {f"transformer.{path}".rstrip(".") for path in modules}
@@ -59,11 +60,11 @@ def test_every_module_of_every_preset_is_equal(name: str) -> None:
 def compare(model: Wan2_1DiTModel, real: torch.nn.Module, sizes: dict[str, int]) -> None:
     """FLOPs and parameters of every module of both are equal, and not all zero."""
     form = compile_forward(model, sizes)
-    measured = measure(real, model.inputs(**sizes))
-    assert measured.counted.uncounted_ops == ()
-    assert form.module_flops(sizes) == measured.counted.flops
-    assert {path: module.params for path, module in model.named_modules()} == measured.params
-    assert measured.counted.flops[""] > 0
+    counted = count(real, **arguments(real, model.inputs(**sizes), torch.device("meta")))
+    assert counted.uncounted_ops == ()
+    assert form.module_flops(sizes) == counted.flops
+    assert {path: module.params for path, module in model.named_modules()} == parameters(real)
+    assert counted.flops[""] > 0
 
 
 sizes = st.fixed_dictionaries(
@@ -123,7 +124,7 @@ def test_random_configurations(arguments: dict[str, Any], at: dict[str, int]) ->
 
 def verify_tiny() -> Any:
     """A verification of a small transformer at the smallest preset."""
-    return verify_layers([mm.load("wan2.1-t2v-1.3b", *TINY)], "wan2-1-ci-tiny")
+    return verify([mm.load("wan2.1-t2v-1.3b", *TINY)], ["layers"], workload="wan2-1-ci-tiny")
 
 
 def test_the_small_verification_passes() -> None:
@@ -187,8 +188,8 @@ def test_a_missing_module_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(transformer.WanAttention, "__getattr__", stands_in, raising=False)
     result = breaking(monkeypatch, rename)
-    assert any("transformer.blocks.0.attn1.to_q" in node for node in result.missing)
-    assert any("transformer.blocks.0.attn1.query" in node for node in result.extra)
+    assert any("transformer.blocks.0.attn1.to_q" in node for node in result.checks[0].missing)
+    assert any("transformer.blocks.0.attn1.query" in node for node in result.checks[0].extra)
     assert not result.passed
 
 
@@ -209,25 +210,26 @@ def test_an_operator_without_a_formula_fails(monkeypatch: pytest.MonkeyPatch) ->
     """An operator that ran uncounted fails the verification, even where all numbers agree."""
     monkeypatch.setattr(flop_counter, "_ALLOWED", flop_counter._ALLOWED - {"silu"})
     result = verify_tiny()
-    assert result.uncounted_ops == ("aten.silu",)
+    assert result.checks[0].uncounted_ops == ("aten.silu",)
     assert result.failures == ("uncounted operator: aten.silu ran without a FLOP formula",)
 
 
 def test_comparing_nothing_or_only_zeros_fails() -> None:
     """A verification without rows, or with zeros only, has not passed."""
     result = verify_tiny()
-    assert replace(result, rows=()).failures == ("nothing was compared",)
+    assert replace(result, checks=()).failures == ("nothing was compared",)
+    assert replace(result.checks[0], rows=()).failures == ("nothing was compared",)
     zeros = tuple(replace(row, analytic=0, reference=0) for row in result.rows)
-    assert replace(result, rows=zeros).failures == ("only zeros were compared",)
+    assert replace(result.checks[0], rows=zeros).failures == ("only zeros were compared",)
 
 
 def test_a_preset_that_the_model_cannot_run() -> None:
     """Without a name such a preset is listed as not applicable; by name it is refused; without any left, it fails."""
     model = mm.load("wan2.1-t2v-1.3b", *TINY, "transformer.patch_size=[1,2,4]", "width=480")
     with pytest.raises(mm.InputError, match="a multiple of 32"):
-        verify_layers([mm.load("wan2.1-t2v-1.3b", *TINY, "transformer.patch_size=[1,4,2]")], "official-720p")
-    result = verify_layers([mm.load("wan2.1-t2v-1.3b", *TINY, "transformer.patch_size=[1,4,2]")], None)
+        verify([mm.load("wan2.1-t2v-1.3b", *TINY, "transformer.patch_size=[1,4,2]")], workload="official-720p")
+    result = verify([mm.load("wan2.1-t2v-1.3b", *TINY, "transformer.patch_size=[1,4,2]")])
     assert any("wan2-1-720p" in pair for pair in result.not_applicable)
     assert result.passed
     with pytest.raises(mm.InputError, match="a preset that it can run"):
-        verify_layers([replace(model, overrides=replace(model.overrides, workload={"width": 481}))], None)
+        verify([replace(model, overrides=replace(model.overrides, workload={"width": 481}))])

@@ -17,6 +17,8 @@ MAX_POSITIONS = 1024
 #: Largest values of an architecture: far above any model, small enough to count at once.
 LARGEST = {"num_layers": 1000, "num_heads": 10_000, "patch_size": 64}
 LARGEST_WIDTH = 1_000_000
+#: Part of a module's path, and the part of the mirror's path that runs the same matrix products.
+MIRRORED = {"ffn.net.0.proj": "ffn.fc1", "ffn.net.0": "ffn.fc1", "ffn.net.2": "ffn.fc2"}
 
 
 def transformer_arguments(vendor: Mapping[str, Any]) -> dict[str, Any]:
@@ -107,10 +109,16 @@ def plan(config: Mapping[str, Any], video: Workload) -> Plan:
     )
 
 
-def reference(config: Mapping[str, Any]) -> dict[str, Reference]:
-    """The real classes of the components."""
+def references(config: Mapping[str, Any]) -> dict[str, dict[str, Reference]]:
+    """The real classes of the components: diffusers' own, and mirrors in plain PyTorch."""
     arguments = transformer_arguments(config["transformer"])
-    return {"transformer": Reference("diffusers", "WanTransformer3DModel", arguments)}
+    mirrors = f"{__package__}.scripts.verify._reference_modules"
+    return {
+        "transformer": {
+            "diffusers": Reference("diffusers", "WanTransformer3DModel", arguments),
+            "modules": Reference(mirrors, "RefWan2_1DiffusionCore", arguments, MIRRORED),
+        }
+    }
 
 
-WAN_PIPELINE = Pipeline(components=components, plan=plan, reference=reference)
+WAN_PIPELINE = Pipeline(components=components, plan=plan, references=references)

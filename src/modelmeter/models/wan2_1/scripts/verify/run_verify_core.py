@@ -1,0 +1,9 @@
+"""Verify laws between numbers.
+
+``python -m modelmeter.models.wan2_1.scripts.verify.run_verify_core --workload ID``
+"""
+
+from modelmeter.models.wan2_1.scripts.verify._command import run
+
+if __name__ == "__main__":
+    run("core")

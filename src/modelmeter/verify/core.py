@@ -1,0 +1,120 @@
+"""Laws between the numbers of a model, which need no reference and no PyTorch.
+
+They catch wiring errors: a module that is configured but never called, counts that are shared wrongly,
+totals that leave something out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+from modelmeter.api import Model
+from modelmeter.compiled import CompiledForward
+from modelmeter.errors import InputError
+from modelmeter.nn import Body, trace
+from modelmeter.stage import Forward, Plan, Stage
+from modelmeter.verify.compare import Check, Row
+from modelmeter.verify.settings import Tolerance
+from modelmeter.workload import Workload
+
+#: Largest step by which a size is raised to see what more of it costs.
+LARGEST_STEP = 64
+
+
+def core(model: Model, workload: str, plan: Plan, tolerance: Tolerance) -> Iterator[Check]:
+    """One check of the laws for a workload."""
+    rows: list[Row] = []
+    broken: list[str] = []
+    for stage in plan.stages:
+        for forward in stage.forwards:
+            form = model.compiled(stage.component, forward)
+            rows += _sublayers(model.id, workload, stage, forward, form)
+            broken += _uncalled(f"{model.id} {workload}", stage, form)
+    rows += _parameters(model, workload, plan)
+    rows += _scaled(model, workload, plan.workload)
+    broken += _not_monotonic(model, workload, plan.workload)
+    yield Check(kind="core", reference="laws", tolerance=tolerance, rows=tuple(rows), broken_laws=tuple(broken))
+
+
+def _sublayers(model: str, workload: str, stage: Stage, forward: Forward, form: CompiledForward) -> Iterator[Row]:
+    """Every module costs the sum of its operators: closed forms against a trace on integers that shares nothing."""
+    inputs: dict[str, Any] = {**form.module.inputs(**forward.dims)}
+    record = trace(form.module, memo=False, **inputs)
+    summed: dict[str, int] = {}
+    _add_up(record.body, [""], summed)
+    for path, flops in form.module_flops(forward.dims).items():
+        yield Row(model, workload, stage.id, stage.path(path), "flops", flops, summed.pop(path))
+    for path, flops in summed.items():
+        yield Row(model, workload, stage.id, stage.path(path), "flops", 0, flops)
+
+
+def _add_up(body: Body, paths: list[str], summed: dict[str, int]) -> None:
+    """Add the FLOPs of every operator to its module and to all modules around it."""
+    for path in paths:
+        summed.setdefault(path, 0)
+    for op in body.ops:
+        assert isinstance(op.flops, int)
+        for path in paths:
+            summed[path] += op.flops
+    for call in body.calls:
+        _add_up(call.body, [*paths, f"{paths[-1]}.{call.name}".lstrip(".")], summed)
+
+
+def _uncalled(place: str, stage: Stage, form: CompiledForward) -> Iterator[str]:
+    """Every module that holds weights itself runs."""
+    own = {path: module.own_params for path, module in form.module.named_modules()}
+    for node in form.nodes:
+        if own[node.path] and not node.bodies:
+            yield f"{place} {stage.path(node.path)}: has {own[node.path]:,} parameters and is never called"
+
+
+def _parameters(model: Model, workload: str, plan: Plan) -> Iterator[Row]:
+    """The parameters of a component are those of all its weights, each counted once."""
+    stages = {stage.component: stage.id for stage in plan.stages}
+    for component, module in model.components.items():
+        sizes = [weight.numel() for _, weight in module.named_parameters()]
+        total = sum(size for size in sizes if isinstance(size, int))
+        stage = stages.get(component, component)
+        yield Row(model.id, workload, stage, stage, "params", module.params, total)
+
+
+def _scaled(model: Model, workload: str, video: Workload) -> Iterator[Row]:
+    """Twice the steps or the videos are twice the transformer; every step costs the same."""
+    base = _transformer_flops(model, video)
+    more = {
+        "2 x num_inference_steps": replace(video, num_inference_steps=2 * video.num_inference_steps),
+        "2 x batch_size": replace(video, batch_size=2 * video.batch_size),
+    }
+    for what, doubled in more.items():
+        row = f"transformer [{what}]"
+        yield Row(model.id, workload, "transformer", row, "run_flops", _transformer_flops(model, doubled), 2 * base)
+
+
+def _not_monotonic(model: Model, workload: str, video: Workload) -> Iterator[str]:
+    """More frames, rows or columns cost more."""
+    base = _transformer_flops(model, video)
+    for key in ("num_frames", "height", "width"):
+        larger = _next_larger(model, video, key)
+        if larger is not None and _transformer_flops(model, larger) <= base:
+            step = f"{key}={getattr(larger, key)} costs no more than {getattr(video, key)}"
+            yield f"{model.id} {workload} transformer: {step}"
+
+
+def _next_larger(model: Model, video: Workload, key: str) -> Workload | None:
+    """The next larger size that runs and gives more tokens; ``None`` at the end of the model's range."""
+    tokens = model.plan(video).geometry.tokens
+    for step in range(1, LARGEST_STEP + 1):
+        try:
+            larger = replace(video, **{key: getattr(video, key) + step})
+            if model.plan(larger).geometry.tokens > tokens:
+                return larger
+        except InputError:
+            continue
+    return None
+
+
+def _transformer_flops(model: Model, video: Workload) -> int:
+    """FLOPs of the diffusion transformers over a run."""
+    return sum(run.flops for run in model.runs(model.plan(video)) if run.stage.id.startswith("transformer"))

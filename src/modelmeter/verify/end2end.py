@@ -1,0 +1,51 @@
+"""A whole run: every stage over all steps and guidance passes, in total."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from modelmeter.api import Model
+from modelmeter.stage import Forward, Plan, Stage
+from modelmeter.verify.compare import Check, Row
+from modelmeter.verify.reference import References
+from modelmeter.verify.settings import Tolerance
+
+#: Steps that a short loop really runs.
+SHORT_STEPS = 2
+
+
+def end2end(
+    model: Model, workload: str, plan: Plan, references: References, tolerance: Tolerance, *, loop: str
+) -> Iterator[Check]:
+    """One check of all stages and of their total."""
+    analytic = {run.stage.id: run.flops for run in model.runs(plan)}
+    reference: dict[str, int] = {}
+    uncounted: list[str] = []
+    kinds: list[str] = []
+    for stage in plan.stages:
+        kinds.append(references.reference(model, stage.component)[0])
+        reference[stage.id] = 0
+        for forward in stage.forwards:
+            uncounted += references.forward(model, stage, forward).uncounted_ops
+            reference[stage.id] += _flops(model, plan, stage, forward, references, loop)
+    rows = [Row(model.id, workload, stage, stage, "run_flops", analytic[stage], reference[stage]) for stage in analytic]
+    total = Row(model.id, workload, "total", "total", "run_flops", sum(analytic.values()), sum(reference.values()))
+    yield Check(
+        kind="end2end",
+        reference=" + ".join(dict.fromkeys(kinds)),
+        tolerance=tolerance,
+        rows=(*rows, total),
+        uncounted_ops=tuple(dict.fromkeys(uncounted)),
+    )
+
+
+def _flops(model: Model, plan: Plan, stage: Stage, forward: Forward, references: References, loop: str) -> int:
+    """FLOPs of all times that a forward runs."""
+    if loop == "none":
+        return forward.times * references.forward(model, stage, forward).flops[""]
+    if loop == "full" or forward.times <= SHORT_STEPS * plan.workload.guidance_passes:
+        return references.loop(model, stage, forward, forward.times)
+    ran = SHORT_STEPS * plan.workload.guidance_passes
+    # exact where every forward counts the same, which the loop shows by dividing without a remainder
+    flops, remainder = divmod(references.loop(model, stage, forward, ran) * forward.times, ran)
+    return flops + bool(remainder)

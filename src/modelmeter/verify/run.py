@@ -1,0 +1,151 @@
+"""Running checks over models and workloads, up to the first that fails."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING
+
+from modelmeter.api import Model
+from modelmeter.errors import InputError, UnavailableError, choice
+from modelmeter.stage import Plan
+from modelmeter.verify.compare import Check, Progress, Verification
+from modelmeter.verify.core import core
+from modelmeter.verify.settings import LOOPS, Settings, settings
+
+if TYPE_CHECKING:
+    from modelmeter.verify.reference import References
+
+#: Packages whose versions a verification states.
+PACKAGES = ("torch", "diffusers", "transformers")
+#: Kinds of checks, in the order in which ``all`` runs them.
+KINDS = ("layers", "end2end", "core")
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A model at a workload."""
+
+    model: Model
+    workload: str
+    plan: Plan
+    first: bool
+    """The first workload of its model."""
+
+
+def verify(
+    models: Sequence[Model],
+    kinds: Sequence[str] = KINDS,
+    *,
+    workload: str | None = None,
+    reference: str | None = None,
+    device: str | None = None,
+    accept_rel_diff: float | None = None,
+    loop: str = "none",
+    progress: Progress = lambda _: None,
+) -> Verification:
+    """Compare models with their references.
+
+    Args:
+        models: models with their overrides.
+        kinds: ``layers``, ``end2end``, ``core``.
+        workload: a preset; without one every preset, those that a model cannot run left out and listed.
+        reference: ``diffusers`` or ``modules``; without it diffusers where it has the class.
+        device, accept_rel_diff: instead of what ``verify_run`` of the configuration says.
+        loop: ``none`` scales one forward to a run, ``short`` runs two steps, ``full`` all of them.
+        progress: told what is about to be measured.
+
+    Raises:
+        InputError: an unknown word, or a model that cannot run the workload or any of its presets.
+        UnavailableError: the reference, the device or the memory is missing.
+
+    Example:
+        >>> import modelmeter as mm
+        >>> verify([mm.load("wan2.1-t2v-1.3b")], ["core"], workload="wan2-1-ci-tiny").passed
+        True
+    """
+    for kind in kinds:
+        if kind not in KINDS:
+            raise choice("verification", kind, KINDS)
+    if loop not in LOOPS:
+        raise choice("loop", loop, LOOPS)
+    # Every word is checked before anything runs.
+    chosen = {
+        (kind, model.id): settings(model.config, kind, device=device, accept_rel_diff=accept_rel_diff)
+        for kind in kinds
+        for model in models
+    }
+    jobs, refused = _jobs(models, workload)
+    needed = {setting.device for (kind, _), setting in chosen.items() if kind != "core"}
+    found = {name: _references(reference, name, progress) for name in needed}
+    checks: list[Check] = []
+    for check in _checks(kinds, jobs, chosen, found, loop):
+        checks.append(check)
+        if check.failures:  # fail fast: the next forward is not measured
+            break
+    return Verification(checks=tuple(checks), versions=versions(), not_applicable=tuple(refused))
+
+
+def _references(kind: str | None, device: str, progress: Progress) -> References:
+    """Only here is PyTorch imported: the laws of ``core`` do without."""
+    try:
+        from modelmeter.verify.reference import References
+    except ImportError as error:
+        raise UnavailableError(
+            f"package {error.name} is not installed; install it with: pip install 'modelmeter-video[verify]'"
+        ) from None
+    return References(kind, device, progress)
+
+
+def _checks(
+    kinds: Sequence[str],
+    jobs: Sequence[Job],
+    chosen: dict[tuple[str, str], Settings],
+    found: dict[str, References],
+    loop: str,
+) -> Iterator[Check]:
+    for kind in kinds:
+        for job in jobs:
+            setting = chosen[kind, job.model.id]
+            what = (job.model, job.workload, job.plan)
+            if kind == "core":
+                yield from core(*what, setting.tolerance)
+            elif kind == "layers":
+                from modelmeter.verify.layers import layers
+
+                yield from layers(*what, found[setting.device], setting.tolerance, with_params=job.first)
+            else:
+                from modelmeter.verify.end2end import end2end
+
+                yield from end2end(*what, found[setting.device], setting.tolerance, loop=loop)
+
+
+def _jobs(models: Sequence[Model], workload: str | None) -> tuple[list[Job], list[str]]:
+    """What runs, and which pairs of model and preset cannot."""
+    jobs: list[Job] = []
+    refused: list[str] = []
+    for model in models:
+        own: list[Job] = []
+        for name in [workload] if workload else list(model.presets):
+            try:
+                own.append(Job(model, name, model.plan(model.workload(name)), first=not own))
+            except InputError as error:
+                if workload:
+                    raise
+                refused.append(f"{model.id} {name}: {error}")
+        if not own:
+            raise InputError("model", model.id, f"a model with a preset that it can run; {'; '.join(refused)}")
+        jobs += own
+    return jobs, refused
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that the references come from; absent ones are left out."""
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,80 @@
+"""How a verification runs: device and tolerances, from the configuration or for one run."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import isfinite
+from typing import Any
+
+from modelmeter.errors import InputError
+
+#: How the reference gets from one forward to a run: by scaling, two steps extrapolated, or all steps.
+LOOPS = ("none", "short", "full")
+DEVICE = re.compile(r"meta|cpu|cuda(:\d{1,3})?")
+
+
+@dataclass(frozen=True, slots=True)
+class Tolerance:
+    """What passes: at most a relative difference, and where asked for, only equal integers.
+
+    Example:
+        >>> str(Tolerance(0.05, require_equal=True)), str(Tolerance(0.05, require_equal=False))
+        ('equal', 'within 0.05')
+    """
+
+    accept_rel_diff: float
+    require_equal: bool
+
+    def accepts(self, rel_diff: float) -> bool:
+        """Whether a relative difference passes; what is not a number never does."""
+        return rel_diff == 0 or (not self.require_equal and rel_diff <= self.accept_rel_diff)
+
+    def __str__(self) -> str:
+        return "equal" if self.require_equal or self.accept_rel_diff == 0 else f"within {self.accept_rel_diff:g}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Device of the reference, and the tolerance.
+
+    Args:
+        device: ``meta``, ``cpu``, ``cuda`` or ``cuda:N``.
+    """
+
+    device: str
+    tolerance: Tolerance
+
+
+def settings(
+    config: Mapping[str, Any], what: str, *, device: str | None = None, accept_rel_diff: float | None = None
+) -> Settings:
+    """The settings of a kind of verification, from ``verify_run`` of a composed configuration.
+
+    Args:
+        what: ``layers``, ``end2end`` or ``core``.
+        device: instead of the configured one.
+        accept_rel_diff: instead of the configured tolerance and of ``require_equal``.
+
+    Raises:
+        InputError: a device or a tolerance that cannot be.
+
+    Example:
+        >>> from modelmeter.config import compose, find
+        >>> config = compose(find("wan2.1-t2v-14b"))
+        >>> str(settings(config, "layers").tolerance), str(settings(config, "layers", accept_rel_diff=0.01).tolerance)
+        ('equal', 'within 0.01')
+    """
+    configured = config["verify_run"]
+    device = device or configured["device"]
+    if not DEVICE.fullmatch(device):
+        raise InputError("device", device, "meta, cpu, cuda or cuda:N")
+    if accept_rel_diff is None:
+        return Settings(
+            device=device,
+            tolerance=Tolerance(configured["accept_rel_diff"][what], require_equal=configured["require_equal"]),
+        )
+    if not (isfinite(accept_rel_diff) and accept_rel_diff >= 0):
+        raise InputError("accept-rel-diff", accept_rel_diff, "a finite number from 0 up")
+    return Settings(device=device, tolerance=Tolerance(accept_rel_diff, require_equal=False))
