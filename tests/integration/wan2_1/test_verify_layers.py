@@ -14,7 +14,8 @@ import modelmeter as mm
 from modelmeter.compiled import compile_forward
 from modelmeter.models.wan2_1 import transformer
 from modelmeter.models.wan2_1.transformer import Wan2_1DiTModel
-from modelmeter.nn import Linear, functional, tensor
+from modelmeter.nn import Linear, tensor
+from modelmeter.nn.functional import products
 from modelmeter.verify import flop_counter
 from modelmeter.verify.flop_counter import count, parameters
 from modelmeter.verify.reference import arguments
@@ -142,12 +143,12 @@ def test_the_small_verification_passes() -> None:
 )
 def test_a_broken_formula_is_found_and_named(name: str, node: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the formula of one operator off by one FLOP, the verification fails and names the module."""
-    launch = functional.launch
+    launch = products.launch
 
     def broken(op: str, *args: Any, flops: Any = 0, **kwargs: Any) -> Any:
         return launch(op, *args, flops=flops + (op == name), **kwargs)
 
-    monkeypatch.setattr(functional, "launch", broken)
+    monkeypatch.setattr(products, "launch", broken)
     result = verify_tiny()
     assert not result.passed
     assert any(f" {node}: flops" in line for line in result.failures)

@@ -17,6 +17,7 @@ from modelmeter.cli import main
 from modelmeter.config import compose, find
 from modelmeter.models.wan2_1.transformer import Wan2_1DiTModel
 from modelmeter.nn import Linear, functional
+from modelmeter.nn.functional import products
 from modelmeter.verify import device as devices
 from modelmeter.verify import reference
 from modelmeter.verify.run import verify
@@ -178,13 +179,13 @@ def test_bootstrap_links_a_local_model(tmp_path: Path) -> None:
 def off_by_one_percent() -> Iterator[None]:
     """Attention costs 1 % more than it should."""
     attention = functional.scaled_dot_product_attention
-    launch = functional.launch
+    launch = products.launch
 
     def more(name: str, *args: Any, flops: Any = 0, **kwargs: Any) -> Any:
         return launch(name, *args, flops=flops + flops // 100 if "attention" in name else flops, **kwargs)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(functional, "launch", more)
+        patch.setattr(products, "launch", more)
         yield
     assert functional.scaled_dot_product_attention is attention
 

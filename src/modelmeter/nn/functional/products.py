@@ -1,24 +1,15 @@
-"""Every formula, once: what each kernel of PyTorch counts, allocates and moves.
-
-``flops`` follows ``torch.utils.flop_counter`` (2 per multiply-add of matrix products, convolutions and
-attention). ``vector_flops`` is the rest: one per arithmetic step on an element, a transcendental function
-counting as one.
-"""
+"""Matrix products, convolutions and attention: the kernels that count FLOPs."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from math import prod
 
-from modelmeter.nn.dtype import DType, bfloat16, float16, float32, int64, uint64
+from modelmeter.nn.dtype import bfloat16, float16, float32, int64, uint64
 from modelmeter.nn.polynomial import Dim
-from modelmeter.nn.tensor import Parameter, Tensor, launch, like, pointwise
+from modelmeter.nn.tensor import Parameter, Tensor, launch, like
 from modelmeter.nn.tracing import Spec
 
-#: Per element: subtract the mean, square, scale by the inverse deviation, and two sums for the statistics.
-LAYER_NORM_STEPS = 5
-#: Per element: square, its sum, scale by the inverse root mean square.
-RMS_NORM_STEPS = 3
 #: Per attention score: scale, running maximum, subtract it, exponential, sum, divide.
 SOFTMAX_STEPS = 6
 
@@ -138,120 +129,3 @@ def scaled_dot_product_attention(query: Tensor, key: Tensor, value: Tensor) -> T
         + matmul_flops(batch * heads, rows, columns, value_dim),
         vector_flops=SOFTMAX_STEPS * batch * heads * rows * columns,
     )
-
-
-def layer_norm(x: Tensor, normalized_shape: int, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-    """Layer norm over the last dimension; mean and inverse deviation of every row are written too.
-
-    Example:
-        >>> from modelmeter.nn import trace_function
-        >>> trace_function(lambda x: layer_norm(x, 8, None, None), Tensor((2, 8), float32)).ops[0].bytes_written
-        80
-    """
-    affine = tuple(tensor for tensor in (weight, bias) if tensor is not None)
-    statistics = Spec((*x.shape[:-1], 1), float32)
-    return launch(
-        "native_layer_norm",
-        "norm",
-        (x, *affine),
-        _normalized(x, normalized_shape),
-        x.dtype,
-        scratch=(statistics, statistics),
-        vector_flops=(LAYER_NORM_STEPS + len(affine)) * x.numel(),
-    )
-
-
-def rms_norm(x: Tensor, normalized_shape: int, weight: Tensor | None) -> Tensor:
-    """RMS norm over the last dimension as one kernel, which also writes the inverse root of every row.
-
-    Example:
-        >>> from modelmeter.nn import trace_function
-        >>> trace_function(lambda x: rms_norm(x, 8, None), Tensor((2, 8), bfloat16)).ops[0].name
-        '_fused_rms_norm'
-    """
-    affine = () if weight is None else (weight,)
-    return launch(
-        "_fused_rms_norm",
-        "norm",
-        (x, *affine),
-        _normalized(x, normalized_shape),
-        x.dtype,
-        scratch=(Spec((*x.shape[:-1], 1), float32),),
-        vector_flops=(RMS_NORM_STEPS + len(affine)) * x.numel(),
-    )
-
-
-def _normalized(x: Tensor, size: int) -> tuple[Dim, ...]:
-    if x.shape[-1] != size:
-        raise ValueError(f"norm over {size} features got {x}")
-    return x.shape
-
-
-def gelu(x: Tensor) -> Tensor:
-    """GELU, exact or by tanh, on every element."""
-    return pointwise("gelu", x)
-
-
-def silu(x: Tensor) -> Tensor:
-    """SiLU on every element."""
-    return pointwise("silu", x)
-
-
-def exp(x: Tensor) -> Tensor:
-    """Exponential of every element."""
-    return pointwise("exp", x)
-
-
-def sin(x: Tensor) -> Tensor:
-    """Sine of every element."""
-    return pointwise("sin", x)
-
-
-def cos(x: Tensor) -> Tensor:
-    """Cosine of every element."""
-    return pointwise("cos", x)
-
-
-def cat(tensors: Sequence[Tensor], dim: int) -> Tensor:
-    """Concatenation, a copy of every operand.
-
-    Example:
-        >>> from modelmeter.nn import trace_function
-        >>> x = Tensor((2, 3), float32)
-        >>> trace_function(lambda: cat([x, x], dim=-1)).outputs.shape
-        (2, 6)
-    """
-    first = tensors[0]
-    dim %= first.ndim
-    for tensor in tensors:
-        shape = (*tensor.shape[:dim], first.shape[dim], *tensor.shape[dim + 1 :])
-        if shape != first.shape or tensor.dtype != first.dtype:
-            raise ValueError(f"cat along {dim} of {first} and {tensor}")
-    size: Dim = 0
-    for tensor in tensors:
-        size = size + tensor.shape[dim]
-    return launch("cat", "copy", tensors, (*first.shape[:dim], size, *first.shape[dim + 1 :]), first.dtype)
-
-
-def pad(x: Tensor, padding: Sequence[int]) -> Tensor:
-    """Zeros around the last dimensions, a copy: ``padding`` is (before, after) from the last dimension back.
-
-    Example:
-        >>> from modelmeter.nn import trace_function
-        >>> trace_function(lambda: pad(Tensor((2, 3), float32), (0, 1))).outputs.shape
-        (2, 4)
-    """
-    shape = list(x.shape)
-    for i, (before, after) in enumerate(zip(padding[::2], padding[1::2], strict=True)):
-        shape[-1 - i] = shape[-1 - i] + before + after
-    return launch("constant_pad_nd", "copy", (x,), tuple(shape), x.dtype)
-
-
-def arange(length: int, dtype: DType = float32) -> Tensor:
-    """``length`` ascending numbers; writes only."""
-    return launch("arange", "copy", (), (length,), dtype)
-
-
-def empty_like(x: Tensor) -> Tensor:
-    """Storage of the same size and layout; nothing is read or written."""
-    return launch("empty_like", "allocate", (), x.shape, x.dtype, strides=like(x.shape, x), bytes_written=0)

@@ -1,0 +1,60 @@
+"""Norms: one pass over the rows for their statistics and one to scale."""
+
+from __future__ import annotations
+
+from modelmeter.nn.dtype import float32
+from modelmeter.nn.polynomial import Dim
+from modelmeter.nn.tensor import Tensor, launch
+from modelmeter.nn.tracing import Spec
+
+#: Per element: subtract the mean, square, scale by the inverse deviation, and two sums for the statistics.
+LAYER_NORM_STEPS = 5
+#: Per element: square, its sum, scale by the inverse root mean square.
+RMS_NORM_STEPS = 3
+
+
+def layer_norm(x: Tensor, normalized_shape: int, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    """Layer norm over the last dimension; mean and inverse deviation of every row are written too.
+
+    Example:
+        >>> from modelmeter.nn import trace_function
+        >>> trace_function(lambda x: layer_norm(x, 8, None, None), Tensor((2, 8), float32)).ops[0].bytes_written
+        80
+    """
+    affine = tuple(tensor for tensor in (weight, bias) if tensor is not None)
+    statistics = Spec((*x.shape[:-1], 1), float32)
+    return launch(
+        "native_layer_norm",
+        "norm",
+        (x, *affine),
+        _normalized(x, normalized_shape),
+        x.dtype,
+        scratch=(statistics, statistics),
+        vector_flops=(LAYER_NORM_STEPS + len(affine)) * x.numel(),
+    )
+
+
+def rms_norm(x: Tensor, normalized_shape: int, weight: Tensor | None) -> Tensor:
+    """RMS norm over the last dimension as one kernel, which also writes the inverse root of every row.
+
+    Example:
+        >>> from modelmeter.nn import trace_function
+        >>> trace_function(lambda x: rms_norm(x, 8, None), Tensor((2, 8), bfloat16)).ops[0].name
+        '_fused_rms_norm'
+    """
+    affine = () if weight is None else (weight,)
+    return launch(
+        "_fused_rms_norm",
+        "norm",
+        (x, *affine),
+        _normalized(x, normalized_shape),
+        x.dtype,
+        scratch=(Spec((*x.shape[:-1], 1), float32),),
+        vector_flops=(RMS_NORM_STEPS + len(affine)) * x.numel(),
+    )
+
+
+def _normalized(x: Tensor, size: int) -> tuple[Dim, ...]:
+    if x.shape[-1] != size:
+        raise ValueError(f"norm over {size} features got {x}")
+    return x.shape
