@@ -77,8 +77,8 @@ def main() -> None:
     real = build(model.pipeline.references(model.config)["transformer"]["diffusers"])
     theirs = []
     for keys in asked:
-        (forward,) = model.plan(model.workload(**keys)).stages[0].forwards
-        inputs = arguments(real, model.components["transformer"].inputs(**forward.dims), torch.device("meta"))
+        (call,) = next(s for s in model.plan(model.workload(**keys)).stages if s.id == "transformer").calls
+        inputs = arguments(real, model.components["transformer"].inputs(**call.dims), torch.device("meta"))
         theirs.append(timed(lambda inputs=inputs: count(real, **inputs).flops[""]))
     for keys, (_, flops), (_, counted) in zip(asked, ours, theirs, strict=True):
         if flops != counted:

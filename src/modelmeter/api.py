@@ -12,7 +12,7 @@ from modelmeter.config import Entry, Overrides, applied, compose, find, parse_ov
 from modelmeter.errors import choice
 from modelmeter.estimate import Estimate, StageRun
 from modelmeter.models.registry import pipeline
-from modelmeter.stage import Component, Forward, Pipeline, Plan
+from modelmeter.stage import Call, Component, Forward, Pipeline, Plan, Stage
 from modelmeter.workload import Workload, workload
 
 
@@ -92,16 +92,25 @@ class Model:
     def runs(self, plan: Plan) -> tuple[StageRun, ...]:
         """The stages of a plan with the closed forms of their forwards."""
         return tuple(
-            StageRun(stage, tuple((forward, self.compiled(stage.component, forward)) for forward in stage.forwards))
+            StageRun(stage, tuple((forward, times, self.compiled(stage, forward)) for forward, times in stage.forwards))
             for stage in plan.stages
         )
 
-    def compiled(self, component: str, forward: Forward) -> CompiledForward:
-        """The closed forms of a forward, compiled when first needed."""
-        key = (component, forward.label, *(size == 1 for size in forward.dims.values()))
+    def compiled(self, stage: Stage, forward: Forward) -> CompiledForward:
+        """The closed forms of a forward of a stage, compiled when first needed."""
+        key = (stage.component, forward.label, *(size == 1 for size in forward.dims.values()))
         if key not in self._forms:
-            self._forms[key] = compile_forward(self.components[component], forward.dims)
+            module = self.components[stage.component].entry(forward.label)
+            self._forms[key] = compile_forward(module, forward.dims)
         return self._forms[key]
+
+    def call_flops(self, stage: Stage, call: Call) -> dict[str, int]:
+        """FLOPs of every module that one call of a stage's component runs, submodules included, by path."""
+        total: dict[str, int] = {}
+        for forward in call.forwards:
+            for path, flops in self.compiled(stage, forward).module_flops(forward.dims).items():
+                total[path] = total.get(path, 0) + forward.times * flops
+        return total
 
     @cached_property
     def _component_params(self) -> dict[str, tuple[str, int]]:

@@ -45,37 +45,43 @@ class StageRun:
     """A stage with the closed forms of its forwards."""
 
     stage: Stage
-    forwards: tuple[tuple[Forward, CompiledForward], ...]
+    forwards: tuple[tuple[Forward, int, CompiledForward], ...]
+    """What is traced, how often it runs over the whole stage, and its closed forms."""
 
     @property
     def flops(self) -> int:
         """FLOPs of the stage over the whole run."""
-        return sum(forward.times * form.flops(forward.dims) for forward, form in self.forwards)
+        return sum(times * form.flops(forward.dims) for forward, times, form in self.forwards)
+
+    @property
+    def calls(self) -> int:
+        """How often the pipeline calls the component."""
+        return sum(call.times for call in self.stage.calls)
 
     @property
     def params(self) -> int:
         """Parameters of the modules that the stage runs."""
-        return self.forwards[0][1].module.params
+        return self.forwards[0][2].module.params
 
     def nodes(self) -> Iterator[Node]:
         """Every module of the stage, the stage itself first."""
         own: dict[str, dict[str, int]] = {}
         calls: dict[str, int] = {}
-        for forward, form in self.forwards:
+        for forward, times, form in self.forwards:
             for path, counts in form.own_flops(forward.dims).items():
                 total = own.setdefault(path, {})
                 for kind, flops in counts.items():
-                    total[kind] = total.get(kind, 0) + forward.times * flops
+                    total[kind] = total.get(kind, 0) + times * flops
             for node in form.nodes:
-                calls[node.path] = calls.get(node.path, 0) + forward.times * len(node.bodies)
-        forms = self.forwards[0][1].nodes
+                calls[node.path] = calls.get(node.path, 0) + times * len(node.bodies)
+        forms = self.forwards[0][2].nodes
         flops_by_kind = inclusive(forms, own)
         for path, parent, kind, params, _ in forms:
             yield Node(
                 id=self.stage.path(path),
                 parent=None if parent is None else self.stage.path(parent),
                 kind=kind,
-                calls=calls[path] if path else self.stage.calls,
+                calls=calls[path] if path else self.calls,
                 flops=sum(flops_by_kind[path].values()),
                 own_flops=sum(own[path].values()),
                 flops_by_kind=flops_by_kind[path],

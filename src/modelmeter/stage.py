@@ -17,34 +17,58 @@ class Component(Module):
         """What ``forward`` takes, by name, for the sizes of a :class:`Forward`."""
         raise NotImplementedError(f"{type(self).__name__} has no inputs")
 
+    def entry(self, label: str) -> Component:
+        """What a :class:`Forward` of that label runs: this module, or a part of it with the same paths."""
+        return self
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Forward:
-    """One call of a component on inputs of given sizes.
+    """A part of a call that is traced at once, on inputs of given sizes.
 
     Args:
-        dims: sizes by name, as the component's ``inputs`` takes them.
-        times: how often it runs.
-        label: what tells it from other forwards of the same stage.
+        dims: sizes by name, as the ``inputs`` of what runs takes them.
+        times: how often it runs within the call.
+        label: what runs, for components that run several things.
     """
 
     dims: Mapping[str, int]
-    times: int
+    times: int = 1
     label: str = "forward"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Stage:
-    """A part of the pipeline: one component (diffusers' name) and the forwards it runs.
+class Call:
+    """A call of a component by the pipeline.
 
     Args:
-        calls: how often the pipeline calls the component.
+        forwards: what runs in one call; a VAE runs several, chunk by chunk.
+        times: how often the pipeline makes the call.
+        dims: sizes of the whole input.
     """
+
+    forwards: tuple[Forward, ...]
+    times: int
+    dims: Mapping[str, int]
+
+
+def single(dims: Mapping[str, int], times: int) -> Call:
+    """A call that is one forward."""
+    return Call(forwards=(Forward(dims=dims),), times=times, dims=dims)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """A part of the pipeline: one component (diffusers' name) and the calls made of it."""
 
     id: str
     component: str
-    calls: int
-    forwards: tuple[Forward, ...]
+    calls: tuple[Call, ...]
+
+    @property
+    def forwards(self) -> tuple[tuple[Forward, int], ...]:
+        """Every forward and how often it runs over the whole stage."""
+        return tuple((forward, call.times * forward.times) for call in self.calls for forward in call.forwards)
 
     def path(self, below: str) -> str:
         """The id of a module of the component in reports: its path below the stage."""
@@ -74,6 +98,7 @@ class Reference:
     Args:
         package, name: where the class is.
         arguments: what it is built with.
+        method: what is called; its inputs are those of the component's ``entry`` of that name.
         aliases: part of a path in the analytic model, and the part of the reference's path that answers for it.
     """
 
@@ -81,6 +106,7 @@ class Reference:
     name: str
     arguments: Mapping[str, Any]
     aliases: Mapping[str, str] = field(default_factory=dict)
+    method: str = "forward"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -28,10 +28,10 @@ def core(model: Model, workload: str, plan: Plan, tolerance: Tolerance) -> Itera
     rows: list[Row] = []
     broken: list[str] = []
     for stage in plan.stages:
-        for forward in stage.forwards:
-            form = model.compiled(stage.component, forward)
+        forms = [(forward, model.compiled(stage, forward)) for forward, _ in stage.forwards]
+        for forward, form in forms:
             rows += _sublayers(model.id, workload, stage, forward, form)
-            broken += _uncalled(f"{model.id} {workload}", stage, form)
+        broken += _uncalled(f"{model.id} {workload}", stage, [form for _, form in forms])
     rows += _parameters(model, workload, plan)
     rows += _scaled(model, workload, plan.workload)
     broken += _not_monotonic(model, workload, plan.workload)
@@ -62,12 +62,12 @@ def _add_up(body: Body, paths: list[str], summed: dict[str, int]) -> None:
         _add_up(call.body, [*paths, f"{paths[-1]}.{call.name}".lstrip(".")], summed)
 
 
-def _uncalled(place: str, stage: Stage, form: CompiledForward) -> Iterator[str]:
-    """Every module that holds weights itself runs."""
-    own = {path: module.own_params for path, module in form.module.named_modules()}
-    for node in form.nodes:
-        if own[node.path] and not node.bodies:
-            yield f"{place} {stage.path(node.path)}: has {own[node.path]:,} parameters and is never called"
+def _uncalled(place: str, stage: Stage, forms: list[CompiledForward]) -> Iterator[str]:
+    """Every module that holds weights itself runs in one of the forwards of the stage."""
+    called = {node.path for form in forms for node in form.nodes if node.bodies}
+    for path, module in forms[0].module.named_modules():
+        if module.own_params and path not in called:
+            yield f"{place} {stage.path(path)}: has {module.own_params:,} parameters and is never called"
 
 
 def _parameters(model: Model, workload: str, plan: Plan) -> Iterator[Row]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from math import prod
 from pathlib import Path
@@ -37,23 +37,30 @@ def find_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def check_memory(form: CompiledForward, dims: Mapping[str, int], device: torch.device) -> None:
+def check_memory(forms: Sequence[tuple[CompiledForward, Mapping[str, int]]], device: torch.device) -> None:
     """Refuse a run that cannot fit: the largest block, the activations, and the scores of attention on a CPU.
+
+    Args:
+        forms: what runs, and at which sizes.
 
     Raises:
         UnavailableError: less memory is available than the run needs at least.
     """
     if device.type == "meta":
         return
-    needed = ITEMSIZE * max(unit.params for unit in _analytic_units(form.module)) + form.peak(dims).live
-    if device.type == "cpu":
-        needed += SCORES_ALIVE * ITEMSIZE * _largest_scores(form, dims)
+    needed = max(_needed(form, dims, device) for form, dims in forms)
     available = _available(device)
     if needed > available:
         raise UnavailableError(
             f"device={device}: this needs at least {needed / 1e9:,.1f} GB of memory and {available / 1e9:,.1f} GB "
             "are available; device=meta needs none"
         )
+
+
+def _needed(form: CompiledForward, dims: Mapping[str, int], device: torch.device) -> int:
+    block = max(unit.params for unit in _analytic_units(form.module))
+    scores = _largest_scores(form, dims) if device.type == "cpu" else 0
+    return ITEMSIZE * int(block + SCORES_ALIVE * scores) + evaluate(form.peak(dims).live, dims)
 
 
 def _largest_scores(form: CompiledForward, dims: Mapping[str, int]) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from modelmeter.api import Model
-from modelmeter.stage import Forward, Plan, Stage
+from modelmeter.stage import Call, Plan, Stage
 from modelmeter.verify.compare import Check, Row
 from modelmeter.verify.reference import References
 from modelmeter.verify.settings import Tolerance
@@ -25,9 +25,9 @@ def end2end(
     for stage in plan.stages:
         kinds.append(references.reference(model, stage.component)[0])
         reference[stage.id] = 0
-        for forward in stage.forwards:
-            uncounted += references.forward(model, stage, forward).uncounted_ops
-            reference[stage.id] += _flops(model, plan, stage, forward, references, loop)
+        for call in stage.calls:
+            uncounted += references.call(model, stage, call).uncounted_ops
+            reference[stage.id] += _flops(model, plan, stage, call, references, loop)
     rows = [Row(model.id, workload, stage, stage, "run_flops", analytic[stage], reference[stage]) for stage in analytic]
     total = Row(model.id, workload, "total", "total", "run_flops", sum(analytic.values()), sum(reference.values()))
     yield Check(
@@ -39,13 +39,13 @@ def end2end(
     )
 
 
-def _flops(model: Model, plan: Plan, stage: Stage, forward: Forward, references: References, loop: str) -> int:
-    """FLOPs of all times that a forward runs."""
+def _flops(model: Model, plan: Plan, stage: Stage, call: Call, references: References, loop: str) -> int:
+    """FLOPs of all times that a call is made."""
     if loop == "none":
-        return forward.times * references.forward(model, stage, forward).flops[""]
-    if loop == "full" or forward.times <= SHORT_STEPS * plan.workload.guidance_passes:
-        return references.loop(model, stage, forward, forward.times)
+        return call.times * references.call(model, stage, call).flops[""]
+    if loop == "full" or call.times <= SHORT_STEPS * plan.workload.guidance_passes:
+        return references.call(model, stage, call, call.times).flops[""]
     ran = SHORT_STEPS * plan.workload.guidance_passes
-    # exact where every forward counts the same, which the loop shows by dividing without a remainder
-    flops, remainder = divmod(references.loop(model, stage, forward, ran) * forward.times, ran)
+    # exact where every call counts the same, which the loop shows by dividing without a remainder
+    flops, remainder = divmod(references.call(model, stage, call, ran).flops[""] * call.times, ran)
     return flops + bool(remainder)

@@ -1,11 +1,11 @@
-"""Every module by name: FLOPs of one forward, and parameters."""
+"""Every module by name: FLOPs of one call, and parameters."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 from modelmeter.api import Model
-from modelmeter.stage import Forward, Plan, Stage
+from modelmeter.stage import Call, Plan, Stage
 from modelmeter.verify.compare import Check, Row, match
 from modelmeter.verify.reference import References
 from modelmeter.verify.settings import Tolerance
@@ -14,31 +14,30 @@ from modelmeter.verify.settings import Tolerance
 def layers(
     model: Model, workload: str, plan: Plan, references: References, tolerance: Tolerance, *, with_params: bool
 ) -> Iterator[Check]:
-    """One check for each forward of each stage.
+    """One check for each different call of each stage.
 
     Args:
         with_params: compare parameters too; they do not depend on the workload, so once is enough.
     """
     for stage in plan.stages:
-        for number, forward in enumerate(stage.forwards):
-            yield _check(model, workload, stage, forward, references, tolerance, with_params and number == 0)
+        for number, call in enumerate(stage.calls):
+            yield _check(model, workload, stage, call, references, tolerance, with_params and number == 0)
 
 
 def _check(
     model: Model,
     workload: str,
     stage: Stage,
-    forward: Forward,
+    call: Call,
     references: References,
     tolerance: Tolerance,
     with_params: bool,
 ) -> Check:
     kind, _ = references.reference(model, stage.component)
-    measured = references.forward(model, stage, forward)
-    form = model.compiled(stage.component, forward)
-    compared = {"flops": match(form.module_flops(forward.dims), measured.flops)}
+    measured = references.call(model, stage, call)
+    compared = {"flops": match(model.call_flops(stage, call), measured.flops)}
     if with_params and measured.params is not None:
-        modules = form.module.named_modules()
+        modules = model.components[stage.component].named_modules()
         compared["params"] = match({path: module.params for path, module in modules}, measured.params)
     place = f"{model.id} {workload}"
     return Check(

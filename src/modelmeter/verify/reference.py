@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from modelmeter.api import Model
 from modelmeter.errors import InputError, UnavailableError, choice
 from modelmeter.nn import Tensor
-from modelmeter.stage import Forward, Reference, Stage
+from modelmeter.stage import Call, Reference, Stage
 from modelmeter.verify.compare import Progress
 from modelmeter.verify.device import check_memory, find_device, placed
 from modelmeter.verify.flop_counter import count, parameters
@@ -53,38 +53,35 @@ def build(reference: Reference) -> torch.nn.Module:
     return module.eval()
 
 
-class _Repeated(torch.nn.Module):
-    """A module called several times in a row."""
+class _Calls(torch.nn.Module):
+    """A method of a module called several times in a row, so that its hooks see the call."""
 
-    def __init__(self, module: torch.nn.Module, times: int) -> None:
+    def __init__(self, module: torch.nn.Module, method: str, times: int) -> None:
         super().__init__()
         self.module = module
+        self.method = method
         self.times = times
 
     def forward(self, **inputs: torch.Tensor) -> None:
+        call = self.module if self.method == "forward" else getattr(self.module, self.method)
         for _ in range(self.times):
-            self.module(**inputs)
+            call(**inputs)
 
 
 def measure(
-    reference: Reference, module: torch.nn.Module, inputs: Mapping[str, Tensor], device: torch.device
+    reference: Reference, module: torch.nn.Module, inputs: Mapping[str, Tensor], device: torch.device, times: int = 1
 ) -> Measured:
-    """Run a module of :func:`build` once and count; on a real device with one of its blocks in memory at a time."""
+    """Call a module of :func:`build` and count; on a real device with one of its blocks in memory at a time."""
     with placed(module, device):
-        counted = count(module, **arguments(module, inputs, device))
-    answers = {path: aliased(path, reference.aliases) for path in _expected(counted.flops, reference.aliases)}
+        counted = count(_Calls(module, reference.method, times), **arguments(module, inputs, device))
+    # paths below the wrapper; a method is no module call, so the root's count is the wrapper's
+    below = {path.removeprefix("module").removeprefix("."): flops for path, flops in counted.flops.items() if path}
+    flops = {"": counted.flops[""], **below}
     return Measured(
-        {path: counted.flops[answer] for path, answer in answers.items()},
+        {path: flops[aliased(path, reference.aliases)] for path in _expected(flops, reference.aliases)},
         None if reference.aliases else parameters(module),
         counted.uncounted_ops,
     )
-
-
-def measure_loop(module: torch.nn.Module, inputs: Mapping[str, Tensor], device: torch.device, times: int) -> int:
-    """FLOPs of a module of :func:`build` that really runs ``times`` in a row."""
-    loop = _Repeated(module, times)
-    with placed(module, device):
-        return count(loop, **arguments(module, inputs, device)).flops[""]
 
 
 def arguments(module: torch.nn.Module, inputs: Mapping[str, Tensor], device: torch.device) -> dict[str, torch.Tensor]:
@@ -121,7 +118,7 @@ def _expected(counted: Mapping[str, int], aliases: Mapping[str, str]) -> list[st
 
 
 class References:
-    """The references of a run: each class built once, each forward measured once.
+    """The references of a run: each class built once, each call measured once.
 
     Args:
         kind: ``diffusers`` or ``modules``; without it the first of them that a component has.
@@ -136,7 +133,7 @@ class References:
         self.device = find_device(device)
         self._progress = progress
         self._modules: dict[str, torch.nn.Module] = {}
-        self._measured: dict[tuple[object, ...], Any] = {}
+        self._measured: dict[tuple[object, ...], Measured] = {}
 
     def reference(self, model: Model, component: str) -> tuple[str, Reference]:
         """The reference of a component and its kind.
@@ -150,26 +147,15 @@ class References:
             raise InputError("reference", kind, f"{' or '.join(available)} for {component} of {model.id}")
         return kind, available[kind]
 
-    def forward(self, model: Model, stage: Stage, forward: Forward) -> Measured:
-        """One forward of a stage, measured."""
-        return self._once(model, stage, forward, "forward", measure)  # type: ignore[no-any-return]
-
-    def loop(self, model: Model, stage: Stage, forward: Forward, times: int) -> int:
-        """FLOPs of a forward that really runs ``times`` in a row."""
-
-        def run(_: Reference, module: torch.nn.Module, inputs: Mapping[str, Tensor], device: torch.device) -> int:
-            return measure_loop(module, inputs, device, times)
-
-        return self._once(model, stage, forward, f"{times} forwards", run)  # type: ignore[no-any-return]
-
-    def _once(self, model: Model, stage: Stage, forward: Forward, what: str, run: Callable[..., Any]) -> Any:
+    def call(self, model: Model, stage: Stage, call: Call, times: int = 1) -> Measured:
+        """A call of a stage's component, really made ``times`` in a row."""
         _, reference = self.reference(model, stage.component)
-        inputs = model.components[stage.component].inputs(**forward.dims)
-        key = (repr(reference), repr(inputs), what)
+        inputs = model.components[stage.component].entry(reference.method).inputs(**call.dims)
+        key = (repr(reference), repr(inputs), times)
         if key not in self._measured:
-            check_memory(model.compiled(stage.component, forward), forward.dims, self.device)
-            self._progress(f"{model.id} {stage.id}: {what} of {reference.name}")
+            check_memory([(model.compiled(stage, forward), forward.dims) for forward in call.forwards], self.device)
+            self._progress(f"{model.id} {stage.id}: {reference.name}" + (f", {times} calls" if times > 1 else ""))
             if key[0] not in self._modules:
                 self._modules[key[0]] = build(reference)
-            self._measured[key] = run(reference, self._modules[key[0]], inputs, self.device)
+            self._measured[key] = measure(reference, self._modules[key[0]], inputs, self.device, times)
         return self._measured[key]

@@ -8,7 +8,7 @@ from typing import Any
 from modelmeter.errors import InputError
 from modelmeter.models.wan2_1.transformer import KEEP_IN_FP32, Wan2_1DiTModel
 from modelmeter.nn import bfloat16
-from modelmeter.stage import Component, Forward, Pipeline, Plan, Reference, Stage
+from modelmeter.stage import Component, Pipeline, Plan, Reference, Stage, single
 from modelmeter.workload import Grid, Workload, round_frames
 
 #: Most positions along an axis of the token grid. Source: ``rope_max_seq_len`` of diffusers'
@@ -89,17 +89,15 @@ def plan(config: Mapping[str, Any], video: Workload) -> Plan:
             f"guidance_scale={video.guidance_scale:g}: counted as one forward a step; "
             "the official loop runs two whatever the scale"
         )
-    forward = Forward(
-        dims={
-            "batch": video.batch_size,
-            "frames": geometry.latent_frames // p_t,
-            "rows": geometry.latent_height // p_h,
-            "columns": geometry.latent_width // p_w,
-            "text_len": video.text_len,
-        },
-        times=video.num_inference_steps * video.guidance_passes,
-    )
-    transformer = Stage(id="transformer", component="transformer", calls=forward.times, forwards=(forward,))
+    dims = {
+        "batch": video.batch_size,
+        "frames": geometry.latent_frames // p_t,
+        "rows": geometry.latent_height // p_h,
+        "columns": geometry.latent_width // p_w,
+        "text_len": video.text_len,
+    }
+    forwards = video.num_inference_steps * video.guidance_passes
+    transformer = Stage(id="transformer", component="transformer", calls=(single(dims, forwards),))
     return Plan(
         workload=video,
         geometry=geometry,
