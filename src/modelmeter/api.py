@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cache, cached_property
+from functools import cached_property
 from typing import Any
 
 from modelmeter.compiled import CompiledForward, compile_forward
-from modelmeter.config import Entry, Overrides, applied, compose, find, parse_overrides
+from modelmeter.config import Overrides, applied, compose, find, parse_overrides
 from modelmeter.errors import choice
 from modelmeter.estimate import Estimate, StageRun
 from modelmeter.models.registry import pipeline
@@ -62,7 +62,7 @@ class Model:
         name = preset or self.overrides.preset or self.config["default_workload"]
         if name not in self.presets:
             raise choice("workload", name, self.presets)
-        return workload({**self.presets[name], **self.overrides.workload, **keys})
+        return workload({**self.presets[name], **self.overrides.workload, **keys}, self.config["workload_keys"])
 
     def plan(self, video: Workload) -> Plan:
         """The stages that run for a workload.
@@ -117,11 +117,6 @@ class Model:
         return {name: (type(module).__name__, module.params) for name, module in self.components.items()}
 
 
-@cache
-def _composed(entry: Entry) -> dict[str, Any]:
-    return compose(entry)
-
-
 def load(name: str, *overrides: str) -> Model:
     """A model by id or Hugging Face repository id.
 
@@ -137,7 +132,7 @@ def load(name: str, *overrides: str) -> Model:
         14288491584
     """
     entry = find(name)
-    config = _composed(entry)
+    config = compose(entry)
     parsed = parse_overrides(overrides, config)
     model = Model(entry.id, entry.title, config["source"], applied(config, parsed.config), parsed)
     # bad values are refused here, not in the middle of a run

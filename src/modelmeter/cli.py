@@ -32,8 +32,10 @@ class ReportFormat(StrEnum):
 
     table = "table"
     markdown = "markdown"
+    latex = "latex"
     json = "json"
     csv = "csv"
+    ops_csv = "ops-csv"
 
 
 class ListFormat(StrEnum):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
+from math import isfinite
 from typing import Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
@@ -19,14 +21,14 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from modelmeter.errors import InputError, choice
-from modelmeter.workload import DECIMALS, KEYS
+from modelmeter.workload import COMMON_KEYS, DECIMALS
 
 #: Longest ``key=value`` that is read.
 LONGEST_OVERRIDE = 1000
 #: Keys of the configuration itself that a user may set, and their values.
 CHOICES: Mapping[str, tuple[str, ...]] = {"implementation": ("official", "diffusers")}
 #: Sections whose plain values a user may set as ``section.key=value``.
-SECTIONS = ("transformer",)
+SECTIONS = ("transformer", "text_encoder", "image_encoder", "vae")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +79,9 @@ def find(name: str) -> Entry:
     raise choice("model", name, [entry.id for entry in registry()])
 
 
-def compose(entry: Entry) -> dict[str, Any]:
-    """The composed configuration of a model as plain values, interpolations of our own files resolved.
+@cache
+def _composed(entry: Entry) -> dict[str, Any]:
+    """Compose once; :func:`compose` hands out copies.
 
     Uses Hydra's loader rather than its ``compose`` function, which keeps global state and so fails inside
     a user's own Hydra application.
@@ -95,6 +98,16 @@ def compose(entry: Entry) -> dict[str, Any]:
     plain = OmegaConf.to_container(composed, resolve=True)
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items()}
+
+
+def compose(entry: Entry) -> dict[str, Any]:
+    """The composed configuration of a model as plain values, interpolations of our own files resolved.
+
+    Example:
+        >>> compose(find("wan2.1-t2v-14b"))["transformer"]["dim"]
+        5120
+    """
+    return deepcopy(_composed(entry))
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,15 +129,16 @@ def parse_overrides(texts: Sequence[str], config: Mapping[str, Any]) -> Override
         >>> parse_overrides(["height=480", "transformer.num_layers=2"], compose(find("wan2.1-t2v-14b"))).workload
         {'height': 480}
     """
-    sections = {f"{section}.{key}": value for section in SECTIONS for key, value in config[section].items()}
-    known = [*KEYS, "workload", *CHOICES, *(f"{section}.<key>" for section in SECTIONS)]
+    sections = {f"{section}.{key}": value for section in SECTIONS for key, value in config.get(section, {}).items()}
+    keys = (*COMMON_KEYS, *config["workload_keys"])
+    known = [*keys, "workload", *CHOICES, *(f"{section}.<key>" for section in SECTIONS if section in config)]
     workload: dict[str, Any] = {}
     preset: str | None = None
     changes: dict[str, Any] = {}
     for text in texts:
         key, value = parse_override(text)
         typed = text.partition("=")[2]
-        if key in KEYS:
+        if key in keys:
             # what is no number keeps its own spelling, so that the error shows what was typed
             workload[key] = value if _is_number(key, value) else typed
         elif key == "workload":
@@ -178,17 +192,17 @@ def _is_plain(override: Override, value: Any) -> bool:
 
 
 def _is_number(key: str, value: Any) -> bool:
+    """Whether the value may be kept as Hydra read it; all else is kept as it was typed."""
     return type(value) is int or (type(value) is float and key in DECIMALS)
 
 
 def _same_type(value: Any, current: Any) -> bool:
     if isinstance(current, list):
-        same_length = isinstance(value, list) and len(value) == len(current)
-        return same_length and all(_same_type(a, b) for a, b in zip(value, current, strict=True))
+        return isinstance(value, list) and value != [] and all(_same_type(item, current[0]) for item in value)
     if isinstance(current, bool) or isinstance(value, bool):
         return isinstance(value, bool) and isinstance(current, bool)
     if isinstance(current, float):
-        return isinstance(value, int | float)
+        return isinstance(value, int | float) and isfinite(value) and value > 0
     return isinstance(value, type(current))
 
 

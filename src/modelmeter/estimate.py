@@ -63,8 +63,8 @@ class StageRun:
         """Parameters of the modules that the stage runs."""
         return self.forwards[0][2].module.params
 
-    def nodes(self) -> Iterator[Node]:
-        """Every module of the stage, the stage itself first."""
+    def nodes(self, component: str) -> Iterator[Node]:
+        """Every module of the stage, the stage itself, which is a ``component``, first."""
         own: dict[str, dict[str, int]] = {}
         calls: dict[str, int] = {}
         for forward, times, form in self.forwards:
@@ -80,7 +80,7 @@ class StageRun:
             yield Node(
                 id=self.stage.path(path),
                 parent=None if parent is None else self.stage.path(parent),
-                kind=kind,
+                kind=kind if path else component,
                 calls=calls[path] if path else self.calls,
                 flops=sum(flops_by_kind[path].values()),
                 own_flops=sum(own[path].values()),
@@ -146,7 +146,7 @@ class Estimate:
     @cached_property
     def nodes(self) -> tuple[Node, ...]:
         """Every module of every stage, parents before children."""
-        return tuple(node for run in self.runs for node in run.nodes())
+        return tuple(node for run in self.runs for node in run.nodes(self.components[run.stage.component][0]))
 
     @property
     def stages(self) -> tuple[Node, ...]:

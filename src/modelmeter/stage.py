@@ -13,6 +13,9 @@ from modelmeter.workload import Geometry, Workload
 class Component(Module):
     """A module that a stage runs: it can make its own inputs."""
 
+    #: Paths of modules that hold weights and are not meant to run.
+    idle: tuple[str, ...] = ()
+
     def inputs(self, **dims: Dim) -> dict[str, Tensor]:
         """What ``forward`` takes, by name, for the sizes of a :class:`Forward`."""
         raise NotImplementedError(f"{type(self).__name__} has no inputs")

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from math import isfinite
 from operator import index
+from types import MappingProxyType
 from typing import Any, Literal, TypeAlias, cast
 
 from modelmeter.errors import InputError, choice
@@ -20,7 +21,11 @@ BOUNDS: Mapping[str, tuple[int, int]] = {
     "width": (1, 65_536),
     "num_inference_steps": (1, 100_000),
     "text_len": (1, 65_536),
+    "num_reference_images": (0, 1000),
 }
+#: Keys that only some models have.
+MODEL_KEYS = ("num_reference_images", "task")
+TASKS = ("t2v", "i2v")
 #: Keys that take finite decimals above 0, and their largest value.
 DECIMALS: Mapping[str, float] = {"guidance_scale": 1000.0, "flow_shift": 1000.0}
 
@@ -36,7 +41,9 @@ class Workload:
         num_inference_steps: denoising steps.
         text_len: tokens to which the prompt is padded.
         guidance_scale: above 1, every step runs the transformer twice.
-        flow_shift: shift of the flow-matching schedule.
+        flow_shift: shift of the flow-matching schedule; the implementation's own without it.
+        num_reference_images: images whose latent frames stand before the video (VACE).
+        task: ``t2v`` or ``i2v``, of a model that does both.
 
     Raises:
         InputError: a value out of bounds or of the wrong type.
@@ -54,13 +61,19 @@ class Workload:
     num_inference_steps: int
     text_len: int = 512
     guidance_scale: float = 5.0
-    flow_shift: float = 5.0
+    flow_shift: float | None = None
+    num_reference_images: int | None = None
+    task: str | None = None
 
     def __post_init__(self) -> None:
         for key, bounds in BOUNDS.items():
-            object.__setattr__(self, key, _integer(key, getattr(self, key), bounds))
+            if key not in MODEL_KEYS or getattr(self, key) is not None:
+                object.__setattr__(self, key, _integer(key, getattr(self, key), bounds))
         for key, largest in DECIMALS.items():
-            object.__setattr__(self, key, _decimal(key, getattr(self, key), largest))
+            if key != "flow_shift" or self.flow_shift is not None:
+                object.__setattr__(self, key, _decimal(key, getattr(self, key), largest))
+        if self.task is not None and self.task not in TASKS:
+            raise choice("task", self.task, TASKS)
 
     @property
     def guidance_passes(self) -> int:
@@ -68,17 +81,22 @@ class Workload:
         return 2 if self.guidance_scale > 1 else 1
 
     @property
-    def values(self) -> dict[str, int | float]:
-        """Keys and values, in the order of definition."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+    def values(self) -> dict[str, int | float | str]:
+        """Keys and values that are set, in the order of definition."""
+        found = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {key: value for key, value in found.items() if value is not None}
 
 
-#: Every key of a workload.
+#: Every key of a workload, and those that every model has.
 KEYS: tuple[str, ...] = tuple(field.name for field in fields(Workload))
+COMMON_KEYS: tuple[str, ...] = tuple(key for key in KEYS if key not in MODEL_KEYS)
 
 
-def workload(values: Mapping[str, Any]) -> Workload:
+def workload(values: Mapping[str, Any], own: Mapping[str, Any] = MappingProxyType({})) -> Workload:
     """A workload from keys and values as a user gave them.
+
+    Args:
+        own: keys that this model has beside the common ones, and their defaults.
 
     Raises:
         InputError: an unknown key, or a bad value.
@@ -87,13 +105,14 @@ def workload(values: Mapping[str, Any]) -> Workload:
         >>> workload({"num_frames": 4, "height": 256, "width": 256, "num_inference_steps": 1}).text_len
         512
     """
+    allowed = (*COMMON_KEYS, *own)
     for key in values:
-        if key not in KEYS:
-            raise choice("workload key", key, KEYS)
+        if key not in allowed:
+            raise choice("workload key", key, allowed)
     missing = [key for key in ("num_frames", "height", "width", "num_inference_steps") if key not in values]
     if missing:
         raise InputError(missing[0], "nothing", "an integer (this key has no default)")
-    return Workload(**values)
+    return Workload(**{**own, **values})
 
 
 def _integer(key: str, value: object, bounds: tuple[int, int]) -> int:
@@ -152,17 +171,18 @@ class Grid:
     patch_size: tuple[int, int, int]
     max_positions: int
 
-    def geometry(self, video: Workload) -> Geometry:
-        """Latents and tokens of a video.
+    def geometry(self, video: Workload, *, reference_frames: int = 0) -> Geometry:
+        """Latents and tokens of a video, with latent frames of reference images before it.
 
         Raises:
             InputError: a side that does not divide, or more positions than the model has.
         """
         p_t, p_h, p_w = self.patch_size
         latent_frames = (video.num_frames - 1) // self.temporal_stride + 1
-        if latent_frames % p_t:
+        frames = latent_frames + reference_frames
+        if frames % p_t:
             raise InputError("num_frames", video.num_frames, f"a number whose latent frames divide by {p_t}")
-        self._check_positions("num_frames", video.num_frames, latent_frames // p_t)
+        self._check_positions("num_frames", video.num_frames, frames // p_t)
         for key, side, patch in (("height", video.height, p_h), ("width", video.width, p_w)):
             step = self.spatial_stride * patch
             if side % step:
@@ -171,7 +191,7 @@ class Grid:
                 raise InputError(key, side, f"a multiple of {step} for this model; nearest: {nearest}")
             self._check_positions(key, side, side // step)
         latent_height, latent_width = video.height // self.spatial_stride, video.width // self.spatial_stride
-        tokens = latent_frames // p_t * (latent_height // p_h) * (latent_width // p_w)
+        tokens = frames // p_t * (latent_height // p_h) * (latent_width // p_w)
         return Geometry(
             latent_frames=latent_frames, latent_height=latent_height, latent_width=latent_width, tokens=tokens
         )

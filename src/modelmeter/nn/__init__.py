@@ -1,6 +1,7 @@
 """``torch.nn`` on shapes: tensors without data, modules whose calls are recorded kernel by kernel."""
 
 from modelmeter.nn import functional
+from modelmeter.nn.cache import Cache, resident, resident_cache
 from modelmeter.nn.dtype import (
     DType,
     bfloat16,
@@ -14,12 +15,16 @@ from modelmeter.nn.dtype import (
     int64,
     uint64,
 )
+from modelmeter.nn.layers import Sequential, ZeroPad2d
 from modelmeter.nn.layout import Shape
 from modelmeter.nn.modules import (
     GELU,
+    Conv2d,
     Conv3d,
     Dropout,
+    Embedding,
     Identity,
+    LayerNorm,
     Linear,
     Module,
     ModuleList,
@@ -37,12 +42,16 @@ __all__ = [
     "GELU",
     "Body",
     "Buffer",
+    "Cache",
     "Call",
+    "Conv2d",
     "Conv3d",
     "DType",
     "Dim",
     "Dropout",
+    "Embedding",
     "Identity",
+    "LayerNorm",
     "Linear",
     "Module",
     "ModuleList",
@@ -51,10 +60,12 @@ __all__ = [
     "Polynomial",
     "RMSNorm",
     "Record",
+    "Sequential",
     "Shape",
     "SiLU",
     "Spec",
     "Tensor",
+    "ZeroPad2d",
     "at_least",
     "bfloat16",
     "bool_",
@@ -67,6 +78,8 @@ __all__ = [
     "functional",
     "int8",
     "int64",
+    "resident",
+    "resident_cache",
     "substitute",
     "symbol",
     "to_text",

@@ -164,6 +164,48 @@ def result_strides(shape: Shape, operands: Sequence[tuple[Shape, Shape]]) -> Sha
     return None if same_layout(shape, tuple(strides), contiguous_strides(shape)) else tuple(strides)
 
 
+def suggested_strides(shape: Shape, operand: tuple[Shape, Shape]) -> Shape | None:
+    """Strides of a fresh image or video that has its channels last in memory if, and only if, the operand has.
+
+    Args:
+        operand: shape and strides.
+
+    Returns:
+        ``None`` where the result is contiguous.
+
+    Source: PyTorch ``suggest_memory_format`` and ``is_channels_last_strides_2d_s4`` (c10/core/MemoryFormat.h).
+
+    Raises:
+        ValueError: the layout depends on the value of a symbol.
+
+    Example:
+        >>> suggested_strides((1, 3, 4, 4), ((1, 3, 2, 2), (12, 1, 6, 3)))
+        (48, 1, 12, 3)
+    """
+    rank = len(shape)
+    if rank not in (4, 5) or not _channels_last(*operand):
+        return None
+    order = (0, *range(2, rank), 1)
+    dense = contiguous_strides(tuple(shape[dim] for dim in order))
+    strides = [dense[order.index(dim)] for dim in range(rank)]
+    return tuple(strides)
+
+
+def _channels_last(shape: Shape, strides: Shape) -> bool:
+    if strides[1] == 0 or same_layout(shape, strides, contiguous_strides(shape)):
+        return False
+    smallest: Dim = 0
+    for dim in (1, *reversed(range(2, len(shape))), 0):
+        if not _surely_at_least(strides[dim], smallest):
+            if _surely_at_least(smallest, strides[dim]):
+                return False
+            raise ValueError(f"which of the strides {strides[dim]} and {smallest} is larger depends on the sizes")
+        if dim == 0 and smallest == strides[1]:
+            return False
+        smallest = strides[dim] * shape[dim]
+    return True
+
+
 def _broadcast_strides(own: Shape, strides: Shape, shape: Shape) -> Shape:
     """Strides over ``shape``, 0 where the operand is repeated."""
     missing = len(shape) - len(own)

@@ -6,7 +6,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from modelmeter.nn import functional as F
+from modelmeter.nn.cache import Cache
 from modelmeter.nn.dtype import DType, float32
+from modelmeter.nn.polynomial import Dim
 from modelmeter.nn.tensor import Parameter, Storage, Tensor
 from modelmeter.nn.tracing import Body, Op, Trace, current_trace, tracing
 
@@ -45,21 +47,27 @@ class Module:
             yield from child.named_modules(f"{prefix}.{name}" if prefix else name)
 
     def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
-        """All weights by path."""
+        """All weights by path; one that several modules share has the path of the first."""
+        seen: set[int] = set()
         for path, module in self.named_modules():
             for name, value in vars(module).items():
-                if isinstance(value, Parameter):
+                if isinstance(value, Parameter) and id(value) not in seen:
+                    seen.add(id(value))
                     yield (f"{path}.{name}" if path else name), value
+
+    def own_weights(self) -> list[Parameter]:
+        """Weights of this module itself, without those of its submodules."""
+        return [value for value in vars(self).values() if isinstance(value, Parameter)]
 
     @property
     def own_params(self) -> int:
         """Parameters of this module itself, without its submodules."""
-        return sum(_size(value) for value in vars(self).values() if isinstance(value, Parameter))
+        return sum(_size(weight) for weight in self.own_weights())
 
     @property
     def params(self) -> int:
-        """Parameters of this module and all below it."""
-        return self.own_params + sum(child.params for _, child in self.named_children())
+        """Parameters of this module and all below it, shared weights once."""
+        return sum(_size(weight) for _, weight in self.named_parameters())
 
     def to(self, dtype: DType, *, keep_in_fp32: Sequence[str] = ()) -> Module:
         """Set the dtype of all weights; those with a path component in ``keep_in_fp32`` become float32.
@@ -67,11 +75,14 @@ class Module:
         Source: diffusers ``ModelMixin.from_pretrained(torch_dtype=...)`` and ``_keep_in_fp32_modules``.
         """
         kept = set(keep_in_fp32)
-        for path, module in self.named_modules():
+        converted: dict[int, Parameter] = {}  # what modules share, they share afterwards; the first path decides
+        for path, weight in self.named_parameters():
+            wanted = float32 if kept.intersection(path.split(".")) else dtype
+            converted[id(weight)] = Parameter(weight.shape, wanted)
+        for _, module in self.named_modules():
             for name, value in vars(module).items():
                 if isinstance(value, Parameter):
-                    wanted = float32 if kept.intersection([*path.split("."), name]) else dtype
-                    vars(module)[name] = Parameter(value.shape, wanted)
+                    vars(module)[name] = converted[id(value)]
         return self
 
 
@@ -96,8 +107,11 @@ def _call(trace: Trace, module: Module, args: tuple[Any, ...], kwargs: dict[str,
     before = trace.live
     known: dict[int, int] = {}
     key = (_signature(trace, module), _key(args, known), _key(tuple(kwargs.items()), known))
-    if trace.memo is not None and key in trace.memo:
-        body, template = trace.memo[key]
+    caches = [value for value in (*args, *kwargs.values()) if isinstance(value, Cache)]
+    cached = _cached_bytes(trace, caches)
+    memo = None if caches else trace.memo  # what changes a cache has to run
+    if memo is not None and key in memo:
+        body, template = memo[key]
         arguments = list(_storages((args, kwargs)))
         outputs = _rebuild(template, trace, arguments, {})
     else:
@@ -106,13 +120,14 @@ def _call(trace: Trace, module: Module, args: tuple[Any, ...], kwargs: dict[str,
         arguments = list(_storages((args, kwargs)))
         template = _template(outputs, {id(storage): -1 - i for i, storage in enumerate(arguments)})
         new = {id(s): s.nbytes for s in _storages(outputs) if s.trace is not None and s not in arguments}
-        if trace.live - before != sum(new.values()):
+        kept = sum(new.values()) + _cached_bytes(trace, caches) - cached
+        if trace.live - before != kept:
             raise RuntimeError(
                 f"{body.path or body.module} left {trace.live - before} bytes alive where its outputs "
-                f"hold {sum(new.values())}: something kept a tensor"
+                f"and caches hold {kept}: something kept a tensor"
             )
-        if trace.memo is not None:
-            trace.memo[key] = (body, template)
+        if memo is not None:
+            memo[key] = (body, template)
     trace.called(body, module, before)
     return outputs
 
@@ -141,9 +156,18 @@ def _key(value: Any, known: dict[int, int]) -> object:
     return value
 
 
+def _cached_bytes(trace: Trace, caches: Sequence[Cache[Any]]) -> Dim:
+    """Bytes that the running forward holds through its caches."""
+    held = {id(s): s.nbytes for s in _storages(caches) if s.trace is trace}
+    return sum(held.values())
+
+
 def _storages(value: Any) -> Iterator[Storage]:
     if isinstance(value, Tensor):
         yield value.storage
+    elif isinstance(value, Cache):
+        for tensor in value.tensors:
+            yield tensor.storage
     elif isinstance(value, tuple | list):
         for item in value:
             yield from _storages(item)
@@ -262,6 +286,33 @@ class Linear(Module):
         return F.linear(x, self.weight, self.bias)
 
 
+class Conv2d(Module):
+    """[B, in_channels, H, W] -> [B, out_channels, H', W'], with ``padding`` zeros on every side.
+
+    Example:
+        >>> trace(Conv2d(3, 32, (14, 14), stride=(14, 14), bias=False), Tensor((1, 3, 28, 28), float32)).outputs.shape
+        (1, 32, 2, 2)
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: tuple[int, int],
+        *,
+        stride: tuple[int, int] = (1, 1),
+        padding: int = 0,
+        bias: bool = True,
+    ) -> None:
+        self.stride = stride
+        self.padding = padding
+        self.weight = Parameter((out_channels, in_channels, *kernel_size), float32)
+        self.bias = Parameter((out_channels,), float32) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv(x, self.weight, self.bias, stride=self.stride, padding=self.padding)
+
+
 class Conv3d(Module):
     """[B, in_channels, T, H, W] -> [B, out_channels, T', H', W'], no padding.
 
@@ -279,6 +330,39 @@ class Conv3d(Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.conv(x, self.weight, self.bias, stride=self.stride)
+
+
+class Embedding(Module):
+    """Rows of a table by index: [...] -> [..., embedding_dim].
+
+    Example:
+        >>> Embedding(1000, 8).params
+        8000
+    """
+
+    def __init__(self, num_embeddings: int, embedding_dim: int) -> None:
+        self.weight = Parameter((num_embeddings, embedding_dim), float32)
+
+    def forward(self, indices: Tensor) -> Tensor:
+        return F.embedding(indices, self.weight)
+
+
+class LayerNorm(Module):
+    """Layer norm over the last dimension, with weight and bias.
+
+    Example:
+        >>> LayerNorm(128).params
+        256
+    """
+
+    def __init__(self, normalized_shape: int) -> None:
+        self.weight = Parameter((normalized_shape,), float32)
+        self.bias = Parameter((normalized_shape,), float32)
+
+    def forward(self, x: Tensor) -> Tensor:
+        (size,) = self.weight.shape
+        assert isinstance(size, int)
+        return F.layer_norm(x, size, self.weight, self.bias)
 
 
 class RMSNorm(Module):

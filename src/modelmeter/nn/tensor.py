@@ -12,7 +12,7 @@ from math import prod
 from types import EllipsisType
 from typing import TypeAlias
 
-from modelmeter.nn.dtype import DType, float16, float32, promote
+from modelmeter.nn.dtype import DType, bool_, float16, float32, promote
 from modelmeter.nn.layout import (
     Shape,
     broadcast,
@@ -221,9 +221,20 @@ class Tensor:
     def float(self) -> Tensor:
         return self.to(float32)
 
+    def repeat_interleave(self, repeats: int, dim: int) -> Tensor:
+        """Every slice along a dimension ``repeats`` times in a row, a copy."""
+        dim %= self.ndim
+        before, size, after = self.shape[:dim], self.shape[dim], self.shape[dim + 1 :]
+        spread = self.unsqueeze(dim + 1).expand(*before, size, repeats, *after)
+        return spread._contiguous_copy().view(*before, size * repeats, *after)
+
     def copy_(self, source: Tensor) -> None:
         """Overwrite in place; the storage stays."""
         launch_in_place("copy_", "copy", self, (source,), reads_target=False)
+
+    def add_(self, other: Tensor) -> None:
+        """Add in place; the storage stays."""
+        launch_in_place("add_", "elementwise", self, (other,), reads_target=True)
 
     def __add__(self, other: Tensor | Scalar) -> Tensor:
         return pointwise("add", self, other)
@@ -236,6 +247,15 @@ class Tensor:
 
     def __truediv__(self, other: Tensor | Scalar) -> Tensor:
         return pointwise("div", self, other)
+
+    def __pow__(self, exponent: Tensor | Scalar) -> Tensor:
+        return pointwise("pow", self, exponent)
+
+    def __gt__(self, other: Tensor | Scalar) -> Tensor:
+        return pointwise("gt", self, other)
+
+    def __lt__(self, other: Tensor | Scalar) -> Tensor:
+        return pointwise("lt", self, other)
 
     __radd__ = __add__
     __rmul__ = __mul__
@@ -306,7 +326,9 @@ def launch_in_place(name: str, kind: str, target: Tensor, sources: Sequence[Tens
 
 
 #: Kernels whose result is a fraction even of whole numbers.
-FRACTIONAL = frozenset({"cos", "div", "exp", "sin"})
+FRACTIONAL = frozenset({"cos", "div", "exp", "log", "rsqrt", "sin", "tanh"})
+#: Kernels whose result is true or false.
+COMPARISONS = frozenset({"gt", "lt"})
 
 
 def pointwise(name: str, *operands: Tensor | Scalar) -> Tensor:
@@ -325,6 +347,8 @@ def pointwise(name: str, *operands: Tensor | Scalar) -> Tensor:
     fraction = name in FRACTIONAL or any(isinstance(operand, float) for operand in operands)
     if fraction and dtype.rank < float16.rank:
         dtype = float32
+    if name in COMPARISONS:
+        dtype = bool_
     strides = like(shape, *tensors)
     return launch(name, "elementwise", tensors, shape, dtype, strides=strides, vector_flops=prod(shape, start=1))
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
+from importlib.metadata import version
 from io import StringIO
 from typing import TypeAlias
 
@@ -13,7 +15,8 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from modelmeter.estimate import Estimate
+from modelmeter.estimate import CONVENTIONS, Estimate
+from modelmeter.ops import OpRow, op_rows
 from modelmeter.report.document import document
 from modelmeter.report.output import Output
 from modelmeter.report.rows import Row, folded, to_depth, top
@@ -95,6 +98,41 @@ def as_csv(estimate: Estimate, *, depth: int, count: int | None) -> str:
     return csv_text(header, records)
 
 
+def as_ops_csv(estimate: Estimate, *, depth: int, count: int | None) -> str:
+    """Every kernel with its shapes and exact integers; depth and count do not shorten it."""
+    names = [field.name for field in fields(OpRow)]
+    records = ([getattr(row, name) for name in names] for row in op_rows(estimate))
+    return csv_text(names, ([("" if cell is None else cell) for cell in record] for record in records))
+
+
+#: What LaTeX reads as more than a letter.
+LATEX_ESCAPES = str.maketrans(
+    {char: f"\\{char}" for char in "&%$#_{}"}
+    | {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}", ">": r"\textgreater{}"}
+)
+
+
+def as_latex(estimate: Estimate, *, depth: int, count: int | None) -> str:
+    """A table for a paper, with booktabs; what it counts, and the version that counted, stand in the caption."""
+    title, *rest = headline(estimate)
+    notes = [title, *rest, *CONVENTIONS[:2], f"ModelMeter {version('modelmeter-video')}", *estimate.warnings]
+    lines = [
+        r"\begin{table}",
+        r"\centering",
+        rf"\caption{{{'. '.join(notes).translate(LATEX_ESCAPES)}.}}",
+        r"\begin{tabular}{llrrrr}",
+        r"\toprule",
+        " & ".join(COLUMNS) + r" \\",
+        r"\midrule",
+    ]
+    for row in selected(estimate, depth=depth, count=count):
+        name, *others = cells(row, estimate.flops, own=count is not None)
+        indent = rf"\hspace{{{row.depth}em}}" if count is None else ""
+        escaped = [text.strip().translate(LATEX_ESCAPES) for text in (name, *others)]
+        lines.append(indent + " & ".join(escaped) + r" \\")
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}"]) + "\n"
+
+
 def csv_text(header: Sequence[object], records: object) -> str:
     """CSV with a header line and Unix line ends."""
     buffer = StringIO()
@@ -106,4 +144,11 @@ def csv_text(header: Sequence[object], records: object) -> str:
 
 Formatter: TypeAlias = Callable[..., Output]
 
-FORMATS: Mapping[str, Formatter] = {"table": as_table, "markdown": as_markdown, "json": as_json, "csv": as_csv}
+FORMATS: Mapping[str, Formatter] = {
+    "table": as_table,
+    "markdown": as_markdown,
+    "latex": as_latex,
+    "json": as_json,
+    "csv": as_csv,
+    "ops-csv": as_ops_csv,
+}

@@ -63,10 +63,18 @@ def _add_up(body: Body, paths: list[str], summed: dict[str, int]) -> None:
 
 
 def _uncalled(place: str, stage: Stage, forms: list[CompiledForward]) -> Iterator[str]:
-    """Every module that holds weights itself runs in one of the forwards of the stage."""
+    """Every weight is held by a module that runs in one of the forwards, but for those that are said to be idle.
+
+    Layers between frames have nothing to do where there is one: then nothing is said.
+    """
+    if all(call.dims.get("frames") == 1 for call in stage.calls):
+        return
+    root = forms[0].module
     called = {node.path for form in forms for node in form.nodes if node.bodies}
-    for path, module in forms[0].module.named_modules():
-        if module.own_params and path not in called:
+    used = {id(weight) for path, module in root.named_modules() if path in called for weight in module.own_weights()}
+    for path, module in root.named_modules():
+        idle = any(path == name or path.startswith(f"{name}.") for name in root.idle)
+        if not idle and any(id(weight) not in used for weight in module.own_weights()):
             yield f"{place} {stage.path(path)}: has {module.own_params:,} parameters and is never called"
 
 

@@ -1,4 +1,4 @@
-"""Where a reference runs: on meta as a whole, on a real device with one block in memory at a time."""
+"""Where a reference runs: on meta as a whole, on a real device with the weights of one module in memory at a time."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def find_device(name: str) -> torch.device:
 
 
 def check_memory(forms: Sequence[tuple[CompiledForward, Mapping[str, int]]], device: torch.device) -> None:
-    """Refuse a run that cannot fit: the largest block, the activations, and the scores of attention on a CPU.
+    """Refuse a run that cannot fit: the largest weights, the activations, and the scores of attention on a CPU.
 
     Args:
         forms: what runs, and at which sizes.
@@ -58,9 +58,10 @@ def check_memory(forms: Sequence[tuple[CompiledForward, Mapping[str, int]]], dev
 
 
 def _needed(form: CompiledForward, dims: Mapping[str, int], device: torch.device) -> int:
-    block = max(unit.params for unit in _analytic_units(form.module))
+    weights = max(module.own_params for _, module in form.module.named_modules())
     scores = _largest_scores(form, dims) if device.type == "cpu" else 0
-    return ITEMSIZE * int(block + SCORES_ALIVE * scores) + evaluate(form.peak(dims).live, dims)
+    # the forms are those of half precision, the reference is not
+    return ITEMSIZE * (weights + SCORES_ALIVE * scores) + ITEMSIZE // 2 * evaluate(form.peak(dims).live, dims)
 
 
 def _largest_scores(form: CompiledForward, dims: Mapping[str, int]) -> int:
@@ -83,17 +84,9 @@ def _available(device: torch.device) -> int:
     raise UnavailableError(f"device={device}: how much memory is available cannot be told on this system")
 
 
-def _analytic_units(root: Any) -> list[Any]:
-    return [child for _, unit in root.named_children() for child in ([*unit] if _is_list(unit) else [unit])]
-
-
-def _is_list(module: Any) -> bool:
-    return type(module).__name__ == "ModuleList"
-
-
 @contextmanager
 def placed(module: torch.nn.Module, device: torch.device) -> Iterator[None]:
-    """Let a module that was built on meta run on ``device``; its blocks get memory only while they run.
+    """Let a module that was built on meta run on ``device``; weights get memory only while what holds them runs.
 
     Weights are not initialised: what is counted does not depend on them. On a CPU attention is taken apart
     into matrix products, since the fused kernel there has no FLOP formula.
@@ -101,39 +94,42 @@ def placed(module: torch.nn.Module, device: torch.device) -> Iterator[None]:
     if device.type == "meta":
         yield
         return
-    units = [block for child in module.children() for block in (child.children() if _is_list(child) else [child])]
     with ExitStack() as stack:
         if device.type == "cpu":
             stack.enter_context(attention_as_matrix_products())
-        for unit in units:
-            stack.callback(unit.register_forward_pre_hook(lambda block, _: _fill(block, device)).remove)
-            stack.callback(unit.register_forward_hook(lambda block, _args, _out: _empty(block)).remove)
-            stack.callback(_empty, unit)  # a run that fails inside a block leaves none filled
-        stack.enter_context(_own_weights(module, device))
+        for holder in module.modules():
+            weights = _Weights(holder, device)
+            stack.callback(weights.empty)  # a run that fails inside a module leaves none filled
+            if holder is not module:
+                stack.callback(holder.register_forward_pre_hook(lambda _module, _args, w=weights: w.fill()).remove)
+                stack.callback(holder.register_forward_hook(lambda _module, _args, _out, w=weights: w.empty()).remove)
+        _Weights(module, device).fill()  # a method of the root may be called, which no hook sees
         yield
+
+
+class _Weights:
+    """The weights and buffers that a module holds itself, on meta or with memory."""
+
+    def __init__(self, module: torch.nn.Module, device: torch.device) -> None:
+        self.module = module
+        self.device = device
+        self.weights = {name: weight for name, weight in module._parameters.items() if weight is not None}
+        self.buffers = {name: buffer for name, buffer in module._buffers.items() if buffer is not None}
+
+    def fill(self) -> None:
+        """Give them memory; buffers are zero, since some are indices."""
+        for name, weight in self.weights.items():
+            memory = torch.empty_like(weight, device=self.device)
+            self.module._parameters[name] = torch.nn.Parameter(memory, requires_grad=False)
+        for name, buffer in self.buffers.items():
+            self.module._buffers[name] = torch.zeros_like(buffer, device=self.device)
+
+    def empty(self) -> None:
+        """Back to meta, as they were built."""
+        self.module._parameters.update(self.weights)
+        self.module._buffers.update(self.buffers)
 
 
 def attention_as_matrix_products() -> Any:
     """The kernel of scaled dot-product attention whose parts FlopCounterMode counts."""
     return torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)
-
-
-def _fill(block: torch.nn.Module, device: torch.device) -> None:
-    block.to_empty(device=device)
-
-
-def _empty(block: torch.nn.Module) -> None:
-    block.to(device="meta")
-
-
-@contextmanager
-def _own_weights(module: torch.nn.Module, device: torch.device) -> Iterator[None]:
-    """Give the weights that the root holds itself memory on ``device``."""
-    on_meta = dict(module.named_parameters(recurse=False))
-    for name, weight in on_meta.items():
-        setattr(module, name, torch.nn.Parameter(torch.empty_like(weight, device=device), requires_grad=False))
-    try:
-        yield
-    finally:
-        for name, weight in on_meta.items():
-            setattr(module, name, weight)

@@ -18,13 +18,14 @@ def end2end(
     model: Model, workload: str, plan: Plan, references: References, tolerance: Tolerance, *, loop: str
 ) -> Iterator[Check]:
     """One check of all stages and of their total."""
-    analytic = {run.stage.id: run.flops for run in model.runs(plan)}
-    reference: dict[str, int] = {}
+    found = {stage.id: references.reference(model, stage) for stage in plan.stages}
+    kinds = [kind for kind, _ in filter(None, found.values())]
+    analytic = {run.stage.id: run.flops for run in model.runs(plan) if found[run.stage.id]}
+    reference = dict.fromkeys(analytic, 0)
     uncounted: list[str] = []
-    kinds: list[str] = []
     for stage in plan.stages:
-        kinds.append(references.reference(model, stage.component)[0])
-        reference[stage.id] = 0
+        if stage.id not in reference:
+            continue
         for call in stage.calls:
             uncounted += references.call(model, stage, call).uncounted_ops
             reference[stage.id] += _flops(model, plan, stage, call, references, loop)

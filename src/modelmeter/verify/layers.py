@@ -20,7 +20,8 @@ def layers(
         with_params: compare parameters too; they do not depend on the workload, so once is enough.
     """
     for stage in plan.stages:
-        for number, call in enumerate(stage.calls):
+        found = references.reference(model, stage)
+        for number, call in enumerate(stage.calls if found else ()):
             yield _check(model, workload, stage, call, references, tolerance, with_params and number == 0)
 
 
@@ -33,7 +34,7 @@ def _check(
     tolerance: Tolerance,
     with_params: bool,
 ) -> Check:
-    kind, _ = references.reference(model, stage.component)
+    found = references.reference(model, stage)
     measured = references.call(model, stage, call)
     compared = {"flops": match(model.call_flops(stage, call), measured.flops)}
     if with_params and measured.params is not None:
@@ -42,7 +43,7 @@ def _check(
     place = f"{model.id} {workload}"
     return Check(
         kind="layers",
-        reference=kind,
+        reference=found[0] if found else "",
         tolerance=tolerance,
         rows=tuple(
             Row(model.id, workload, stage.id, stage.path(path), quantity, analytic, reference)

@@ -135,21 +135,22 @@ class References:
         self._modules: dict[str, torch.nn.Module] = {}
         self._measured: dict[tuple[object, ...], Measured] = {}
 
-    def reference(self, model: Model, component: str) -> tuple[str, Reference]:
-        """The reference of a component and its kind.
-
-        Raises:
-            InputError: the component has none of the asked kind.
-        """
-        available = model.pipeline.references(model.config)[component]
+    def reference(self, model: Model, stage: Stage) -> tuple[str, Reference] | None:
+        """What a stage is compared with and of which kind it is; ``None`` where it has nothing of the asked kind."""
+        available = model.pipeline.references(model.config)[stage.id]
         kind = self.kind or next(kind for kind in KINDS if kind in available)
-        if kind not in available:
-            raise InputError("reference", kind, f"{' or '.join(available)} for {component} of {model.id}")
-        return kind, available[kind]
+        return (kind, available[kind]) if kind in available else None
 
     def call(self, model: Model, stage: Stage, call: Call, times: int = 1) -> Measured:
-        """A call of a stage's component, really made ``times`` in a row."""
-        _, reference = self.reference(model, stage.component)
+        """A call of a stage's component, really made ``times`` in a row.
+
+        Raises:
+            InputError: the stage has no reference of the asked kind.
+        """
+        found = self.reference(model, stage)
+        if found is None:
+            raise InputError("reference", self.kind, f"another kind for {stage.id} of {model.id}")
+        _, reference = found
         inputs = model.components[stage.component].entry(reference.method).inputs(**call.dims)
         key = (repr(reference), repr(inputs), times)
         if key not in self._measured:

@@ -79,6 +79,8 @@ def verify(
     jobs, refused = _jobs(models, workload)
     needed = {setting.device for (kind, _), setting in chosen.items() if kind != "core"}
     found = {name: _references(reference, name, progress) for name in needed}
+    for references in found.values():
+        refused += _without_reference(jobs, references)
     checks: list[Check] = []
     for check in _checks(kinds, jobs, chosen, found, loop):
         checks.append(check)
@@ -96,6 +98,18 @@ def _references(kind: str | None, device: str, progress: Progress) -> References
             f"package {error.name} is not installed; install it with: pip install 'modelmeter-video[verify]'"
         ) from None
     return References(kind, device, progress)
+
+
+def _without_reference(jobs: Sequence[Job], references: References) -> list[str]:
+    """Stages that have no reference of the asked kind; a model of which none has one is refused."""
+    missing: list[str] = []
+    for job in jobs:
+        if job.first:
+            without = [stage.id for stage in job.plan.stages if references.reference(job.model, stage) is None]
+            if len(without) == len(job.plan.stages):
+                raise InputError("reference", references.kind, f"another kind for {job.model.id}")
+            missing += [f"{job.model.id} {stage}: no reference of the kind {references.kind}" for stage in without]
+    return missing
 
 
 def _checks(

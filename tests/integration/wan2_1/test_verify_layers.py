@@ -22,7 +22,19 @@ from modelmeter.verify.reference import arguments
 from modelmeter.verify.run import verify
 
 MODELS = ["wan2.1-t2v-1.3b", "wan2.1-t2v-14b"]
-TINY = ["transformer.num_layers=2", "transformer.dim=256", "transformer.num_heads=2", "transformer.ffn_dim=512"]
+TINY = [
+    "transformer.num_layers=2",
+    "transformer.dim=256",
+    "transformer.num_heads=2",
+    "transformer.ffn_dim=512",
+    "text_encoder.vocab_size=100",
+    "text_encoder.num_layers=1",
+    "text_encoder.d_model=64",
+    "text_encoder.d_ff=64",
+    "text_encoder.num_heads=2",
+    "vae.base_dim=8",
+    "vae.decoder_base_dim=8",
+]
 
 #: FLOPs of one forward and parameters, measured on the real class with torch 2.13, diffusers 0.42.1 on meta.
 MEASURED = [
@@ -40,7 +52,7 @@ def test_published_totals(name: str, height: int, width: int, flops: int, params
         num_frames=81, height=height, width=width, num_inference_steps=1, guidance_scale=1, text_len=512
     )
     assert estimate["transformer"].flops == flops
-    assert estimate.params == estimate["transformer"].params == params
+    assert estimate["transformer"].params == params
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -53,7 +65,7 @@ def test_every_module_of_every_preset_is_equal(name: str) -> None:
     with torch.device("meta"):
         arguments = mm.load(name).pipeline.references(mm.load(name).config)["transformer"]["diffusers"].arguments
         modules = [path for path, _ in WanTransformer3DModel(**arguments).named_modules()]
-    compared = {row.id for row in result.rows if row.quantity == "params"}
+    compared = {row.id for row in result.rows if row.quantity == "params" and row.stage == "transformer"}
     assert compared == {f"transformer.{path}".rstrip(".") for path in modules}
     assert len(compared) > 800
 
@@ -137,6 +149,7 @@ def test_the_small_verification_passes() -> None:
     ("name", "node"),
     [
         ("addmm", "transformer.condition_embedder.time_embedder.linear_1"),
+        ("mm", "text_encoder.encoder.block.0.layer.0.SelfAttention.q"),
         ("convolution", "transformer.patch_embedding"),
         ("_scaled_dot_product_flash_attention", "transformer.blocks.0.attn1"),
     ],
@@ -189,8 +202,8 @@ def test_a_missing_module_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(transformer.WanAttention, "__getattr__", stands_in, raising=False)
     result = breaking(monkeypatch, rename)
-    assert any("transformer.blocks.0.attn1.to_q" in node for node in result.checks[0].missing)
-    assert any("transformer.blocks.0.attn1.query" in node for node in result.checks[0].extra)
+    assert any("transformer.blocks.0.attn1.to_q" in node for check in result.checks for node in check.missing)
+    assert any("transformer.blocks.0.attn1.query" in node for check in result.checks for node in check.extra)
     assert not result.passed
 
 
@@ -211,7 +224,7 @@ def test_an_operator_without_a_formula_fails(monkeypatch: pytest.MonkeyPatch) ->
     """An operator that ran uncounted fails the verification, even where all numbers agree."""
     monkeypatch.setattr(flop_counter, "_ALLOWED", flop_counter._ALLOWED - {"silu"})
     result = verify_tiny()
-    assert result.checks[0].uncounted_ops == ("aten.silu",)
+    assert result.checks[-1].uncounted_ops == ("aten.silu",)
     assert result.failures == ("uncounted operator: aten.silu ran without a FLOP formula",)
 
 

@@ -30,10 +30,13 @@ THEIRS = SimpleNamespace(
     **vars(torch)
     | vars(F)
     | {
-        "conv": lambda x, w, b=None, *, stride: getattr(F, f"conv{w.ndim - 2}d")(x, w, b, stride=stride),
+        "conv": lambda x, w, b=None, **options: getattr(F, f"conv{w.ndim - 2}d")(x, w, b, **options),
         "scaled_dot_product_attention": lambda *args: F.scaled_dot_product_attention(*args),
         "layer_norm": lambda x, size, weight, bias: F.layer_norm(x, (size,), weight, bias),
         "rms_norm": lambda x, size, weight: F.rms_norm(x, (size,), weight),
+        "upsample_nearest_exact": lambda x, scale: F.interpolate(x, scale_factor=scale, mode="nearest-exact"),
+        "vector_norm": lambda x, dim: torch.linalg.vector_norm(x, dim=dim, keepdim=True),
+        "normalize": lambda x, dim: F.normalize(x, dim=dim),
         "arange": lambda length, dtype=torch.float32: torch.arange(length, dtype=dtype, device="meta"),
     }
 )
@@ -47,7 +50,7 @@ class Row(NamedTuple):
     run: Callable[..., Any]
 
 
-UNARY = ("gelu", "silu", "exp", "sin", "cos")
+UNARY = ("gelu", "silu", "exp", "sin", "cos", "tanh", "log", "rsqrt", "absolute")
 #: Every arithmetic operator that our tensors define, so that a new one gets its rows by itself.
 ARITHMETIC = [
     name
@@ -111,6 +114,11 @@ def heads_behind(f: Any, q: Any, k: Any, v: Any) -> Any:
     return f.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
 
 
+def frames(x: Any) -> Any:
+    """The frames of a video [1, C, T, H, W] as images [T, C, H, W], channels and frames as they lie in memory."""
+    return x.permute(0, 2, 1, 3, 4).reshape(x.shape[2], x.shape[1], *x.shape[3:])
+
+
 ROWS = [
     Row("linear", "B S 64, 96 64, 96", lambda f, x, w, b: f.linear(x, w, b)),
     Row("linear, half", "bf16: B S 64, bf16: 96 64, bf16: 96", lambda f, x, w, b: f.linear(x, w, b)),
@@ -129,6 +137,16 @@ ROWS = [
     Row("attention, heads behind", "f16: B S 3 64, f16: B L 3 64, f16: B L 3 64", heads_behind),
     Row("attention, single, heads behind", "B S 3 64, B L 3 64, B L 3 64", heads_behind),
     Row("attention, wide heads", "bf16: B 1 S 384", lambda f, q: f.scaled_dot_product_attention(q, q, q)),
+    Row(
+        "attention, mask",
+        "bf16: B 3 S 64, bf16: B 3 L 64, bf16: B 3 S L",
+        lambda f, q, k, m: f.scaled_dot_product_attention(q, k, k, m),
+    ),
+    Row(
+        "attention, mask for every sample",
+        "B 3 S 64, B 3 L 64, 1 3 S L",
+        lambda f, q, k, m: f.scaled_dot_product_attention(q, k, k, m),
+    ),
     Row("attention, narrow values", "B S 3 64, B L 3 64, B L 3 32", heads_behind),
     Row("layer norm", "B S 64", lambda f, x: f.layer_norm(x, 64, None, None)),
     Row("layer norm, weights", "B S 64, 64, 64", lambda f, x, w, b: f.layer_norm(x, 64, w, b)),
@@ -139,6 +157,32 @@ ROWS = [
     Row("rms norm, no weight", "B S 64", lambda f, x: f.rms_norm(x, 64, None)),
     Row("rms norm, half", "bf16: B S 64, bf16: 64", lambda f, x, w: f.rms_norm(x, 64, w)),
     Row("exp, sin and cos of whole numbers", "i64: B S", lambda f, x: f.exp(x) * f.sin(x) * f.cos(x)),
+    Row(
+        "logarithm, root, tangent and absolute of whole numbers",
+        "i64: B S",
+        lambda f, x: f.log(x) * f.rsqrt(x) * f.tanh(x) * f.absolute(x),
+    ),
+    Row("minimum", "i64: B S, i64: B S", lambda f, x, y: f.minimum(x, y)),
+    Row("minimum, transposed", "B S 64, B 64 S", lambda f, x, y: f.minimum(x.transpose(1, 2), y)),
+    Row("where", "B S 64, B S 64", lambda f, x, y: f.where(x > 0, x, y)),
+    Row("where, whole numbers by single", "i64: B S, B S", lambda f, x, y: f.where(x < 1, x, y)),
+    Row("where, number", "bf16: B S 64", lambda f, x: f.where(x > 0, x, -1e9)),
+    Row("where, whole numbers by a fraction", "i64: B S", lambda f, x: f.where(x > 0, x, 0.5)),
+    Row("where, whole numbers", "i64: B S", lambda f, x: f.where(x > 0, x, 7)),
+    Row(
+        "where, table of heads",
+        "B 1 S S, bf16: S S 3",
+        lambda f, x, y: f.where(x > 0, y.permute(2, 0, 1).unsqueeze(0), -1e9),
+    ),
+    Row("mean", "B S 64", lambda f, x: f.mean(x, -1, keepdim=True)),
+    Row("mean, half", "bf16: B S 64", lambda f, x: f.mean(x, -1, keepdim=True)),
+    Row("mean, of the middle", "B S 64", lambda f, x: f.mean(x, 1, keepdim=False)),
+    Row("mean, transposed", "B 64 S", lambda f, x: f.mean(x.transpose(1, 2), -1, keepdim=True)),
+    Row("embedding", "i64: B S, 100 8", lambda f, x, w: f.embedding(x, w)),
+    Row("embedding, half, table", "i64: S L, bf16: 32 6", lambda f, x, w: f.embedding(x, w)),
+    Row("embedding, transposed", "i64: S L, 32 6", lambda f, x, w: f.embedding(x.transpose(0, 1), w)),
+    Row("full_like", "i64: B S", lambda f, x: f.full_like(x, 7)),
+    Row("full_like, transposed", "bf16: B S 64", lambda f, x: f.full_like(x.transpose(1, 2), 0.5)),
     Row("cat", "B S 64, B L 64", lambda f, x, y: f.cat([x, y], dim=1)),
     Row("cat, last", "bf16: B S 64", lambda f, x: f.cat([x, x], dim=-1)),
     Row("cat, expanded", "B 1 64, B S 64", lambda f, x, y: f.cat([x.expand(*y.shape), y], dim=0)),
@@ -149,6 +193,7 @@ ROWS = [
     Row("pad, by nothing", "B S 8", lambda f, x: f.pad(x, (0, 0, 0, 0))),
     Row("pad, transposed", "B S 64", lambda f, x: f.pad(x.transpose(1, 2), (1, 0))),
     Row("arange", "B", lambda f, x: f.arange(128) * x[:1]),
+    Row("arange, of a size", "B S", lambda f, x: f.arange(x.shape[1])),
     Row("arange, whole numbers", "B", lambda f, x: f.arange(7, f.int64)),
     Row("empty_like", "bf16: B S 64", lambda f, x: f.empty_like(x)),
     Row("empty_like, transposed", "B S 64", lambda f, x: f.empty_like(x.transpose(1, 2))),
@@ -172,9 +217,44 @@ ROWS = [
     Row("copy_", "B S 64, B S 64", lambda f, x, y: (x.copy_(y), x)[1]),
     Row("copy_, gaps, cast", "bf16: B S 64, B S 32", lambda f, x, y: (x[..., 0::2].copy_(y), x)[1]),
     Row("copy_, expanded", "B S 64, B 1 64", lambda f, x, y: (x.copy_(y.expand(*x.shape)), x)[1]),
+    Row("add_", "i64: B S, i64: B S", lambda f, x, y: (x.add_(y), x)[1]),
+    Row("add_, gaps, broadcast", "bf16: B S 64, bf16: 32", lambda f, x, y: (x[..., 0::2].add_(y), x)[1]),
+    Row("add_, itself", "B S", lambda f, x: (x.add_(x), x)[1]),
     Row("temporaries die with their last use", "B S 64", lambda f, x: (f.gelu(x * 2.0) + x).to(f.bfloat16)),
     *(row for name in UNARY for row in unary(name)),
     *(row for name in ARITHMETIC for row in arithmetic(name)),
+    # what a VAE runs
+    Row("conv, padded", "B 4 S 12, 6 4 3 3, 6", lambda f, x, w, b: f.conv(x, w, b, stride=(1, 1), padding=1)),
+    Row("conv, padded, strided", "B 4 9 13, 6 4 3 3", lambda f, x, w: f.conv(x, w, stride=(2, 2), padding=2)),
+    Row("conv, frames as samples", "1 4 S 8 12, 6 4 1 1", lambda f, x, w: f.conv(frames(x), w, stride=(1, 1))),
+    Row("stack", "B S 64, B S 64", lambda f, x, y: f.stack([x, y], dim=1)),
+    Row("stack, last", "bf16: B S 64", lambda f, x: f.stack([x, x], dim=-1)),
+    Row("stack, transposed", "B S 64, B 64 S", lambda f, x, y: f.stack([x.transpose(1, 2), y], dim=0)),
+    Row("stack, views", "B 2 4 S 8 8", lambda f, x: f.stack([x[:, 0], x[:, 1]], dim=3)),
+    Row("pad, by nothing, transposed", "B 4 S 8 8", lambda f, x: f.pad(x.transpose(1, 2), (0, 0, 0, 0, 0, 0))),
+    Row("pad, channels last", "B S 12 4", lambda f, x: f.pad(x.permute(0, 3, 1, 2), (0, 1, 0, 1))),
+    Row("pad, channels last, video", "B S 8 12 4", lambda f, x: f.pad(x.permute(0, 4, 1, 2, 3), (1, 1, 1, 1, 2, 0))),
+    Row("upsample, channels last", "B S 12 4", lambda f, x: f.upsample_nearest_exact(x.permute(0, 3, 1, 2), 2)),
+    Row("upsample, columns first", "B 4 S 12", lambda f, x: f.upsample_nearest_exact(x.transpose(2, 3), 2)),
+    Row("upsample", "B 4 S 12", lambda f, x: f.upsample_nearest_exact(x, 2)),
+    Row("upsample, half, three times", "bf16: B 4 8 L", lambda f, x: f.upsample_nearest_exact(x, 3)),
+    Row("upsample, frames as samples", "1 4 S 8 12", lambda f, x: f.upsample_nearest_exact(frames(x), 2)),
+    Row("zeros_like", "bf16: B S 64", lambda f, x: f.zeros_like(x)),
+    Row("zeros_like, transposed", "B S 64", lambda f, x: f.zeros_like(x.transpose(1, 2))),
+    Row("clamp", "B S 64", lambda f, x: f.clamp(x, -1.0, 1.0)),
+    Row("clamp, half, transposed", "bf16: B S 64", lambda f, x: f.clamp(x.transpose(1, 2), -30.0, 20.0)),
+    Row("clamp, whole numbers by fractions", "i64: B S", lambda f, x: f.clamp(x, 0.5, 1.5)),
+    Row("clamp_min", "B S 64", lambda f, x: f.clamp_min(x, 1e-12)),
+    Row("clamp_min, half, half of the channels", "bf16: B 8 S", lambda f, x: f.clamp_min(x.chunk(2, dim=1)[1], 0.5)),
+    Row("vector norm", "B 64 S", lambda f, x: f.vector_norm(x, 1)),
+    Row("vector norm, last", "bf16: B S 64", lambda f, x: f.vector_norm(x, -1)),
+    Row("vector norm, transposed", "B 4 S 8 8", lambda f, x: f.vector_norm(x.transpose(1, 2), 1)),
+    Row("normalize", "B 64 S", lambda f, x: f.normalize(x, 1)),
+    Row("normalize, transposed", "B 4 S 8 8", lambda f, x: f.normalize(x.transpose(1, 2), 2)),
+    Row("mean, of one", "B 1 S 8", lambda f, x: f.mean(x, 1, keepdim=False)),
+    Row("repeat_interleave", "B 4 S 8 8", lambda f, x: x.repeat_interleave(2, dim=1)),
+    Row("repeat_interleave, once", "B 4 S 8 8", lambda f, x: x.repeat_interleave(1, dim=1)),
+    Row("repeat_interleave, transposed, last", "bf16: B 4 S", lambda f, x: x.transpose(1, 2).repeat_interleave(3, -1)),
 ]
 
 SIZES = ({"B": 1, "S": 6, "L": 5}, {"B": 2, "S": 5, "L": 4}, {"B": 2, "S": 32760, "L": 512})
@@ -287,6 +367,13 @@ def test_a_formula_gives_the_numbers_of_an_operator(row: Row) -> None:
     formulas = ours(row, {name: symbol(name) for name in SIZES[0]})
     for sizes in SIZES[1:]:
         assert numbers(formulas, sizes) == numbers(ours(row, sizes), sizes)
+
+
+def test_attention_refuses_a_mask_of_truth_values() -> None:
+    """A bool mask, which PyTorch turns into numbers by further kernels, is refused, not passed over."""
+    q = nn.Tensor((1, 3, 6, 64), nn.bfloat16)
+    with pytest.raises(NotImplementedError, match="mask of truth values"):
+        nn.trace_function(lambda: functional.scaled_dot_product_attention(q, q, q, nn.Tensor((1, 3, 6, 6), nn.bool_)))
 
 
 def test_every_function_on_tensors_has_a_row() -> None:

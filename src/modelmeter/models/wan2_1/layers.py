@@ -42,10 +42,10 @@ class GELUProjection(Module):
 
 
 class FeedForward(Module):
-    """[..., dim] -> [..., inner_dim] -> [..., dim]."""
+    """[..., dim] -> [..., inner_dim] -> [..., dim_out], which is dim unless given."""
 
-    def __init__(self, dim: int, *, inner_dim: int) -> None:
-        self.net = ModuleList([GELUProjection(dim, inner_dim), Dropout(), Linear(inner_dim, dim)])
+    def __init__(self, dim: int, *, inner_dim: int, dim_out: int | None = None) -> None:
+        self.net = ModuleList([GELUProjection(dim, inner_dim), Dropout(), Linear(inner_dim, dim_out or dim)])
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         for module in self.net:
@@ -89,6 +89,7 @@ class PixArtAlphaTextProjection(Module):
     """Text features to the width of the transformer: [B, L, in_features] -> [B, L, hidden_size]."""
 
     def __init__(self, in_features: int, hidden_size: int) -> None:
+        self.in_features = in_features
         self.linear_1 = Linear(in_features, hidden_size)
         self.act_1 = GELU()
         self.linear_2 = Linear(hidden_size, hidden_size)

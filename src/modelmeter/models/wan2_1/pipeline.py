@@ -1,122 +1,226 @@
-"""The Wan2.1 text-to-video pipeline: which stages run, on what sizes, how often."""
+"""The Wan2.1 pipelines: which stages run, on what sizes, how often."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from modelmeter.errors import InputError
-from modelmeter.models.wan2_1.transformer import KEEP_IN_FP32, Wan2_1DiTModel
+from modelmeter.models.common.checks import check_component
+from modelmeter.models.common.image_encoder import CLIPVisionModel
+from modelmeter.models.common.text_encoder import UMT5EncoderModel
+from modelmeter.models.common.vae import AutoencoderKLWan, decode_call, encode_call
+from modelmeter.models.wan2_1.architecture import IMAGE_TOKENS, MAX_POSITIONS, transformer_arguments
+from modelmeter.models.wan2_1.transformer import KEEP_IN_FP32, TEXT_TOKENS_WITH_IMAGES, Wan2_1DiTModel
+from modelmeter.models.wan2_1.vace import WanVACETransformer3DModel
 from modelmeter.nn import bfloat16
-from modelmeter.stage import Component, Pipeline, Plan, Reference, Stage, single
-from modelmeter.workload import Grid, Workload, round_frames
+from modelmeter.stage import Call, Component, Pipeline, Plan, Reference, Stage, single
+from modelmeter.workload import Geometry, Grid, Workload, round_frames
 
-#: Most positions along an axis of the token grid. Source: ``rope_max_seq_len`` of diffusers'
-#: ``WanTransformer3DModel``; ``rope_params(1024, ...)`` in the official ``WanModel``.
-MAX_POSITIONS = 1024
-#: Largest values of an architecture: far above any model, small enough to count at once.
-LARGEST = {"num_layers": 1000, "num_heads": 10_000, "patch_size": 64}
-LARGEST_WIDTH = 1_000_000
+Config = Mapping[str, Any]
+
 #: Part of a module's path, and the part of the mirror's path that runs the same matrix products.
 MIRRORED = {"ffn.net.0.proj": "ffn.fc1", "ffn.net.0": "ffn.fc1", "ffn.net.2": "ffn.fc2"}
+#: Fewest frames of a video between two images: the first latent frame holds one, the others four.
+FEWEST_FRAMES_BETWEEN = 5
 
 
-def transformer_arguments(vendor: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of diffusers' ``WanTransformer3DModel`` for the vendor's configuration of ``WanModel``.
+def difference(config: Config, name: str) -> Any:
+    """What the implementation does where the two differ in cost."""
+    return config["differences"][name][config["implementation"]]
 
-    Raises:
-        InputError: sizes that no model can have.
 
-    Source: diffusers ``scripts/convert_wan_to_diffusers.py``.
+# -- components --------------------------------------------------------------------------------------------------
 
-    Example:
-        >>> from modelmeter.config import compose, find
-        >>> transformer_arguments(compose(find("wan2.1-t2v-14b"))["transformer"])["attention_head_dim"]
-        128
-    """
-    for key in ("in_dim", "dim", "ffn_dim", "freq_dim", "text_dim", "out_dim", "num_heads", "num_layers"):
-        _check(f"transformer.{key}", vendor[key], LARGEST.get(key, LARGEST_WIDTH))
-    for patch in vendor["patch_size"]:
-        _check("transformer.patch_size", patch, LARGEST["patch_size"])
-    if vendor["model_type"] != "t2v":
-        raise InputError("transformer.model_type", vendor["model_type"], "t2v for this model")
-    for key in ("qk_norm", "cross_attn_norm"):
-        if vendor[key] is not True:
-            raise InputError(f"transformer.{key}", vendor[key], "true for this model")
-    heads, dim = vendor["num_heads"], vendor["dim"]
-    if dim % heads or dim // heads % 2:
-        raise InputError("transformer.dim", dim, f"a multiple of 2 x num_heads = {2 * heads}")
-    return {
-        "patch_size": tuple(vendor["patch_size"]),
-        "num_attention_heads": heads,
-        "attention_head_dim": dim // heads,
-        "in_channels": vendor["in_dim"],
-        "out_channels": vendor["out_dim"],
-        "text_dim": vendor["text_dim"],
-        "freq_dim": vendor["freq_dim"],
-        "ffn_dim": vendor["ffn_dim"],
-        "num_layers": vendor["num_layers"],
-        "cross_attn_norm": vendor["cross_attn_norm"],
-        "rope_max_seq_len": MAX_POSITIONS,
+
+def components(config: Config) -> dict[str, Component]:
+    """The modules of the pipeline by component id, weights in the dtypes that diffusers loads."""
+    for name in ("text_encoder", "image_encoder", "vae"):
+        check_component(name, config.get(name, {}))
+    text_encoder = UMT5EncoderModel(**config["text_encoder"])
+    text_encoder.to(bfloat16)
+    found: dict[str, Component] = {"text_encoder": text_encoder}
+    if "image_encoder" in config:
+        found["image_encoder"] = CLIPVisionModel(**image_encoder_arguments(config))
+    return {**found, "vae": AutoencoderKLWan(**config["vae"]), "transformer": transformer(config)}
+
+
+def transformer(config: Config) -> Component:
+    """The diffusion transformer of a configuration."""
+    arguments = transformer_arguments(config["transformer"], image_encoder="image_encoder" in config)
+    per_token = difference(config, "timesteps") == "per_token"
+    kind = WanVACETransformer3DModel if "vace_layers" in arguments else Wan2_1DiTModel
+    model = kind(**arguments, expand_timesteps=per_token)
+    model.to(bfloat16, keep_in_fp32=KEEP_IN_FP32)
+    return model
+
+
+def image_encoder_arguments(config: Config) -> dict[str, Any]:
+    """Arguments of the image encoder, of which the official code skips the last layer."""
+    encoder = config["image_encoder"]
+    running = encoder["num_hidden_layers"] - difference(config, "unused_image_encoder_layers")
+    return {**encoder, "layers_that_run": running}
+
+
+def references(config: Config) -> dict[str, dict[str, Reference]]:
+    """The real classes of the stages; mirrors in plain PyTorch for text to video."""
+    arguments = transformer_arguments(config["transformer"], image_encoder="image_encoder" in config)
+    encoders = "modelmeter.verify.transformers_models"
+    vace = "vace_layers" in arguments
+    real = Reference("diffusers", "WanVACETransformer3DModel" if vace else "WanTransformer3DModel", arguments)
+    found = {
+        "text_encoder": {"diffusers": Reference(encoders, "build_text_encoder", config["text_encoder"])},
+        "vae_encode": {"diffusers": Reference("diffusers", "AutoencoderKLWan", config["vae"], method="encode")},
+        "transformer": {"diffusers": real},
+        "vae_decode": {"diffusers": Reference("diffusers", "AutoencoderKLWan", config["vae"], method="decode")},
     }
+    if "image_encoder" in config:
+        found["image_encoder"] = {
+            "diffusers": Reference(encoders, "build_image_encoder", image_encoder_arguments(config))
+        }
+    plain = not vace and "image_dim" not in arguments and difference(config, "timesteps") == "per_sample"
+    if plain:
+        mirrors = "modelmeter.models.wan2_1.scripts.verify._reference_modules"
+        found["transformer"]["modules"] = Reference(mirrors, "RefWan2_1DiffusionCore", arguments, MIRRORED)
+    return found
 
 
-def _check(field: str, value: int, largest: int) -> None:
-    if not 1 <= value <= largest:
-        raise InputError(field, value, f"an integer from 1 to {largest:,}")
+# -- stages ------------------------------------------------------------------------------------------------------
 
 
-def components(config: Mapping[str, Any]) -> dict[str, Component]:
-    """The modules of the pipeline by component id, weights as diffusers loads them in bfloat16."""
-    transformer = Wan2_1DiTModel(**transformer_arguments(config["transformer"]))
-    transformer.to(bfloat16, keep_in_fp32=KEEP_IN_FP32)
-    return {"transformer": transformer}
-
-
-def plan(config: Mapping[str, Any], video: Workload) -> Plan:
-    """Stages of one generation.
+def prepared(config: Config, video: Workload) -> tuple[Workload, Geometry, list[str]]:
+    """What really runs, its geometry, and what the reader has to know.
 
     Raises:
         InputError: a size that the model cannot run.
     """
     video, warnings = round_frames(video, config["implementation"])
-    stride_t, stride_h, _ = config["vae"]["stride"]
-    p_t, p_h, p_w = patch_size = tuple(config["transformer"]["patch_size"])
-    grid = Grid(temporal_stride=stride_t, spatial_stride=stride_h, patch_size=patch_size, max_positions=MAX_POSITIONS)
-    geometry = grid.geometry(video)
+    if video.flow_shift is None:
+        video = replace(video, flow_shift=difference(config, "flow_shift"))
+    vae = config["vae"]
+    grid = Grid(
+        temporal_stride=vae["scale_factor_temporal"],
+        spatial_stride=vae["scale_factor_spatial"],
+        patch_size=tuple(config["transformer"]["patch_size"]),
+        max_positions=MAX_POSITIONS,
+    )
+    geometry = grid.geometry(video, reference_frames=video.num_reference_images or 0)
+    padding = difference(config, "text_padding")
+    if padding not in ("text_len", video.text_len):
+        warnings.append(f"text_len={video.text_len}: the official code pads every prompt to {padding} tokens")
     if config["implementation"] == "official" and video.guidance_passes == 1:
         warnings.append(
             f"guidance_scale={video.guidance_scale:g}: counted as one forward a step; "
             "the official loop runs two whatever the scale"
         )
+    return video, geometry, warnings
+
+
+def text_encoder_stage(config: Config, video: Workload) -> Stage:
+    """The prompt and the negative prompt, one after the other."""
+    guided = video.guidance_passes == 2 or difference(config, "negative_prompt") == "always"
+    dims = {"batch": video.batch_size, "text_len": video.text_len}
+    return Stage(id="text_encoder", component="text_encoder", calls=(single(dims, 2 if guided else 1),))
+
+
+def transformer_dims(config: Config, video: Workload, geometry: Geometry) -> dict[str, int]:
+    """Sizes of the transformer's inputs."""
+    p_t, p_h, p_w = config["transformer"]["patch_size"]
+    frames = geometry.latent_frames + (video.num_reference_images or 0)
     dims = {
         "batch": video.batch_size,
-        "frames": geometry.latent_frames // p_t,
+        "frames": frames // p_t,
         "rows": geometry.latent_height // p_h,
         "columns": geometry.latent_width // p_w,
         "text_len": video.text_len,
     }
-    forwards = video.num_inference_steps * video.guidance_passes
-    transformer = Stage(id="transformer", component="transformer", calls=(single(dims, forwards),))
-    return Plan(
-        workload=video,
-        geometry=geometry,
-        stages=(transformer,),
-        not_modelled=("text_encoder", "vae_decode"),
-        warnings=tuple(warnings),
+    if config["transformer"]["model_type"] == "i2v" and "image_encoder" in config:
+        dims["image_tokens"] = IMAGE_TOKENS
+    return dims
+
+
+def transformer_stage(config: Config, video: Workload, geometry: Geometry) -> Stage:
+    """Every step, with and without the prompt where guidance is on."""
+    dims = transformer_dims(config, video, geometry)
+    calls = (single(dims, video.num_inference_steps * video.guidance_passes),)
+    return Stage(id="transformer", component="transformer", calls=calls)
+
+
+def vae_stage(id: str, *calls: Call) -> Stage:
+    """Encoding or decoding with the VAE."""
+    return Stage(id=id, component="vae", calls=calls)
+
+
+def decode_stage(video: Workload, geometry: Geometry) -> Stage:
+    """All latent frames of the video to pixels."""
+    sizes = geometry.latent_height, geometry.latent_width
+    return vae_stage("vae_decode", decode_call(video.batch_size, geometry.latent_frames, *sizes, times=1))
+
+
+# -- pipelines ---------------------------------------------------------------------------------------------------
+
+
+def plan_text_to_video(config: Config, video: Workload) -> Plan:
+    """Text encoder, transformer, VAE decoder."""
+    video, geometry, warnings = prepared(config, video)
+    stages = (
+        text_encoder_stage(config, video),
+        transformer_stage(config, video, geometry),
+        decode_stage(video, geometry),
     )
+    return Plan(workload=video, geometry=geometry, stages=stages, warnings=tuple(warnings))
 
 
-def references(config: Mapping[str, Any]) -> dict[str, dict[str, Reference]]:
-    """The real classes of the components: diffusers' own, and mirrors in plain PyTorch."""
-    arguments = transformer_arguments(config["transformer"])
-    mirrors = f"{__package__}.scripts.verify._reference_modules"
-    return {
-        "transformer": {
-            "diffusers": Reference("diffusers", "WanTransformer3DModel", arguments),
-            "modules": Reference(mirrors, "RefWan2_1DiffusionCore", arguments, MIRRORED),
-        }
-    }
+def plan_image_to_video(config: Config, video: Workload) -> Plan:
+    """As text to video, with the image (or the first and last) encoded by CLIP and, as a whole video, by the VAE."""
+    kind = config["transformer"]["model_type"]
+    if video.text_len != TEXT_TOKENS_WITH_IMAGES:
+        raise InputError("text_len", video.text_len, f"exactly {TEXT_TOKENS_WITH_IMAGES} for a model with image tokens")
+    video, geometry, warnings = prepared(config, video)
+    if kind == "flf2v" and video.num_frames < FEWEST_FRAMES_BETWEEN:
+        raise InputError("num_frames", video.num_frames, f"at least {FEWEST_FRAMES_BETWEEN} between two images")
+    images = single({"batch": 2 if kind == "flf2v" else 1}, 1)
+    stages = (
+        text_encoder_stage(config, video),
+        Stage(id="image_encoder", component="image_encoder", calls=(images,)),
+        encode_whole_video(geometry),
+        transformer_stage(config, video, geometry),
+        decode_stage(video, geometry),
+    )
+    warnings += dropped_frames(video)
+    return Plan(workload=video, geometry=geometry, stages=stages, warnings=tuple(warnings))
 
 
-WAN_PIPELINE = Pipeline(components=components, plan=plan, references=references)
+def encode_whole_video(geometry: Geometry) -> Stage:
+    """The image followed by empty frames, all of which are encoded; once for all videos of a batch."""
+    sizes = geometry.latent_height, geometry.latent_width
+    return vae_stage("vae_encode", encode_call(1, geometry.latent_frames, *sizes, times=1))
+
+
+def dropped_frames(video: Workload) -> list[str]:
+    """A warning where the encoder takes fewer frames than it is given."""
+    dropped = (video.num_frames - 1) % 4
+    return [f"num_frames={video.num_frames}: the VAE encoder drops the last {dropped}"] if dropped else []
+
+
+def plan_vace(config: Config, video: Workload) -> Plan:
+    """As text to video, with the inactive and the reactive video and every reference image encoded first."""
+    video, geometry, warnings = prepared(config, video)
+    sizes = geometry.latent_height, geometry.latent_width
+    encodes = [encode_call(video.batch_size, geometry.latent_frames, *sizes, times=2)]
+    if video.num_reference_images:
+        encodes.append(encode_call(1, 1, *sizes, times=video.batch_size * video.num_reference_images))
+    stages = (
+        text_encoder_stage(config, video),
+        vae_stage("vae_encode", *encodes),
+        transformer_stage(config, video, geometry),
+        decode_stage(video, geometry),
+    )
+    warnings += dropped_frames(video)
+    return Plan(workload=video, geometry=geometry, stages=stages, warnings=tuple(warnings))
+
+
+WAN_PIPELINE = Pipeline(components=components, plan=plan_text_to_video, references=references)
+WAN_IMAGE_TO_VIDEO_PIPELINE = Pipeline(components=components, plan=plan_image_to_video, references=references)
+WAN_VACE_PIPELINE = Pipeline(components=components, plan=plan_vace, references=references)

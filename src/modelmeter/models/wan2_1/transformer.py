@@ -11,15 +11,15 @@ from __future__ import annotations
 
 from math import prod
 
-from modelmeter.models.wan2_1.layers import (
-    FeedForward,
-    FP32LayerNorm,
-    PixArtAlphaTextProjection,
-    TimestepEmbedding,
-    Timesteps,
+from modelmeter.models.wan2_1.embeddings import (
+    RotaryEmbedding,
+    WanRotaryPosEmbed,
+    WanTimeTextImageEmbedding,
+    apply_rotary_emb,
+    token_grid,
 )
+from modelmeter.models.wan2_1.layers import FeedForward, FP32LayerNorm
 from modelmeter.nn import (
-    Buffer,
     Conv3d,
     Dim,
     Dropout,
@@ -29,7 +29,6 @@ from modelmeter.nn import (
     ModuleList,
     Parameter,
     RMSNorm,
-    SiLU,
     Tensor,
     float32,
     functional,
@@ -37,84 +36,22 @@ from modelmeter.nn import (
 )
 from modelmeter.stage import Component
 
-RotaryEmbedding = tuple[Tensor, Tensor]
+#: Text tokens behind the image tokens of a context. Source: "hardcoded for now" in diffusers' ``WanAttnProcessor``.
+TEXT_TOKENS_WITH_IMAGES = 512
 
 #: Weights that diffusers keeps in float32 whatever dtype is asked for.
 #: Source: ``WanTransformer3DModel._keep_in_fp32_modules``.
 KEEP_IN_FP32 = ("rope", "time_embedder", "scale_shift_table", "norm1", "norm2", "norm3")
 
 
-class WanTimeTextImageEmbedding(Module):
-    """Timestep and text as the blocks take them.
-
-    [B], [B, L, text_dim] -> temb [B, D], its projection [B, 6 D], text [B, L, D].
-    """
-
-    def __init__(self, *, dim: int, time_freq_dim: int, text_embed_dim: int) -> None:
-        self.timesteps_proj = Timesteps(time_freq_dim)
-        self.time_embedder = TimestepEmbedding(time_freq_dim, dim)
-        self.act_fn = SiLU()
-        self.time_proj = Linear(dim, 6 * dim)
-        self.text_embedder = PixArtAlphaTextProjection(text_embed_dim, dim)
-
-    def forward(self, timestep: Tensor, encoder_hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        timestep = self.timesteps_proj(timestep)
-        weight = self.time_embedder.linear_1.weight
-        timestep = timestep.to(weight.dtype)
-        temb = self.time_embedder(timestep).to(encoder_hidden_states.dtype)
-        timestep_proj = self.time_proj(self.act_fn(temb))
-        encoder_hidden_states = self.text_embedder(encoder_hidden_states)
-        return temb, timestep_proj, encoder_hidden_states
-
-
-class WanRotaryPosEmbed(Module):
-    """Cosine and sine of every video token: latents [B, C, T, h, w] -> two of [1, S, 1, E].
-
-    A third of the channels of a head (rounded to even) goes to each of height and width, the rest to time.
-    """
-
-    def __init__(self, attention_head_dim: int, patch_size: tuple[int, int, int], max_seq_len: int) -> None:
-        side = 2 * (attention_head_dim // 6)
-        self.patch_size = patch_size
-        self.split_sizes = (attention_head_dim - 2 * side, side, side)
-        self.freqs_cos = Buffer((max_seq_len, attention_head_dim), float32)
-        self.freqs_sin = Buffer((max_seq_len, attention_head_dim), float32)
-
-    def forward(self, latents: Tensor) -> RotaryEmbedding:
-        grid = tuple(size // patch for size, patch in zip(latents.shape[2:], self.patch_size, strict=True))
-        cos = self._table(self.freqs_cos, grid)
-        sin = self._table(self.freqs_sin, grid)
-        return cos.reshape(1, prod(grid, start=1), 1, -1), sin.reshape(1, prod(grid, start=1), 1, -1)
-
-    def _table(self, freqs: Tensor, grid: tuple[Dim, ...]) -> Tensor:
-        """The rows of each axis, repeated over the other two: [max_seq_len, E] -> [T, H, W, E]."""
-        time, height, width = freqs.split(self.split_sizes, dim=1)
-        frames, rows, columns = grid
-        return functional.cat(
-            [
-                time[:frames][:, None, None].expand(*grid, self.split_sizes[0]),
-                height[:rows][None, :, None].expand(*grid, self.split_sizes[1]),
-                width[:columns][None, None].expand(*grid, self.split_sizes[2]),
-            ],
-            dim=-1,
-        )
-
-
-def apply_rotary_emb(x: Tensor, freqs_cos: Tensor, freqs_sin: Tensor) -> Tensor:
-    """Rotate pairs of channels in place of a fresh tensor: [B, S, H, E] -> [B, S, H, E]."""
-    even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
-    cos = freqs_cos[..., 0::2]
-    sin = freqs_sin[..., 1::2]
-    rotated = functional.empty_like(x)
-    rotated[..., 0::2].copy_(even * cos - odd * sin)
-    rotated[..., 1::2].copy_(even * sin + odd * cos)
-    return rotated.to(x.dtype)
-
-
 class WanAttention(Module):
-    """Attention with RMS-normalised query and key: [B, S, D] (and text [B, L, D]) -> [B, S, D]."""
+    """Attention with RMS-normalised query and key: [B, S, D] (and text [B, L, D]) -> [B, S, D].
 
-    def __init__(self, dim: int, *, heads: int) -> None:
+    With added keys and values the context is [images, text]; the same query attends to each apart, and the
+    results are added before the output projection.
+    """
+
+    def __init__(self, dim: int, *, heads: int, added_kv_proj_dim: int | None = None) -> None:
         self.heads = heads
         self.to_q = Linear(dim, dim)
         self.to_k = Linear(dim, dim)
@@ -122,6 +59,9 @@ class WanAttention(Module):
         self.to_out = ModuleList([Linear(dim, dim), Dropout()])
         self.norm_q = RMSNorm(dim)
         self.norm_k = RMSNorm(dim)
+        self.add_k_proj = None if added_kv_proj_dim is None else Linear(added_kv_proj_dim, dim)
+        self.add_v_proj = None if added_kv_proj_dim is None else Linear(added_kv_proj_dim, dim)
+        self.norm_added_k = None if added_kv_proj_dim is None else RMSNorm(dim)
 
     def forward(
         self,
@@ -129,6 +69,13 @@ class WanAttention(Module):
         encoder_hidden_states: Tensor | None = None,
         rotary_emb: RotaryEmbedding | None = None,
     ) -> Tensor:
+        images: Tensor | None = None
+        if self.add_k_proj is not None:
+            assert encoder_hidden_states is not None
+            image_tokens = encoder_hidden_states.shape[1] - TEXT_TOKENS_WITH_IMAGES
+            images = encoder_hidden_states[:, :image_tokens]
+            encoder_hidden_states = encoder_hidden_states[:, image_tokens:]
+
         source = hidden_states if encoder_hidden_states is None else encoder_hidden_states
         query = self.to_q(hidden_states)
         key = self.to_k(source)
@@ -143,13 +90,43 @@ class WanAttention(Module):
             query = apply_rotary_emb(query, *rotary_emb)
             key = apply_rotary_emb(key, *rotary_emb)
 
-        hidden_states = functional.scaled_dot_product_attention(
-            query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
-        ).transpose(1, 2)
-        hidden_states = hidden_states.flatten(2, 3).to(query.dtype)
+        hidden_states_img: Tensor | None = None
+        if images is not None:
+            assert self.add_k_proj is not None
+            assert self.add_v_proj is not None
+            assert self.norm_added_k is not None
+            key_img = self.add_k_proj(images)
+            value_img = self.add_v_proj(images)
+            key_img = self.norm_added_k(key_img)
+            key_img = key_img.unflatten(2, (self.heads, -1))
+            value_img = value_img.unflatten(2, (self.heads, -1))
+            hidden_states_img = attend(query, key_img, value_img)
+
+        hidden_states = attend(query, key, value)
+        if hidden_states_img is not None:
+            hidden_states = hidden_states + hidden_states_img
         for module in self.to_out:
             hidden_states = module(hidden_states)
         return hidden_states
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Attention of heads that stand behind the tokens: [B, S, H, E], twice [B, L, H, E] -> [B, S, D]."""
+    attended = functional.scaled_dot_product_attention(
+        query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
+    ).transpose(1, 2)
+    return attended.flatten(2, 3).to(query.dtype)
+
+
+def modulation(table: Parameter, temb: Tensor, parts: int) -> tuple[Tensor, ...]:
+    """Table and timestep added in float32, cut into parts: [1, P, D] and [B, P, D] -> P times [B, 1, D].
+
+    With a timestep for every token, [B, S, P, D] -> P times [B, S, D]. The six of a block are shift, scale and
+    gate, first of the self-attention, then of the feed-forward.
+    """
+    if temb.ndim == 4:
+        return tuple(part.squeeze(2) for part in (table.unsqueeze(0) + temb.float()).chunk(parts, dim=2))
+    return (table + temb.float()).chunk(parts, dim=1)
 
 
 def modulated(norm: Module, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
@@ -160,10 +137,15 @@ def modulated(norm: Module, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
 class WanTransformerBlock(Module):
     """Self-attention, cross-attention and feed-forward, the outer two gated by the timestep."""
 
-    def __init__(self, dim: int, *, ffn_dim: int, num_heads: int, cross_attn_norm: bool) -> None:
+    #: Only the control blocks of VACE have one.
+    proj_out: Linear | None = None
+
+    def __init__(
+        self, dim: int, *, ffn_dim: int, num_heads: int, cross_attn_norm: bool, added_kv_proj_dim: int | None
+    ) -> None:
         self.norm1 = FP32LayerNorm(dim, elementwise_affine=False)
         self.attn1 = WanAttention(dim, heads=num_heads)
-        self.attn2 = WanAttention(dim, heads=num_heads)
+        self.attn2 = WanAttention(dim, heads=num_heads, added_kv_proj_dim=added_kv_proj_dim)
         self.norm2 = FP32LayerNorm(dim, elementwise_affine=True) if cross_attn_norm else Identity()
         self.ffn = FeedForward(dim, inner_dim=ffn_dim)
         self.norm3 = FP32LayerNorm(dim, elementwise_affine=False)
@@ -172,11 +154,16 @@ class WanTransformerBlock(Module):
     def forward(
         self, hidden_states: Tensor, encoder_hidden_states: Tensor, temb: Tensor, rotary_emb: RotaryEmbedding
     ) -> Tensor:
-        """[B, S, D], text [B, L, D], timestep projection [B, 6, D], rotary tables -> [B, S, D]."""
-        # six of [B, 1, D]: shift, scale and gate, first of the self-attention, then of the feed-forward
-        shift_msa, scale_msa, gate_msa, c_shift_msa, c_scale_msa, c_gate_msa = (
-            self.scale_shift_table + temb.float()
-        ).chunk(6, dim=1)
+        """[B, S, D], context [B, L, D], timestep projection [B, 6, D] or [B, S, 6, D], rotary tables -> [B, S, D]."""
+        return self.attended(hidden_states, encoder_hidden_states, temb, rotary_emb)[1]
+
+    def attended(
+        self, hidden_states: Tensor, encoder_hidden_states: Tensor, temb: Tensor, rotary_emb: RotaryEmbedding
+    ) -> tuple[Tensor | None, Tensor]:
+        """What ``forward`` gives, and before it what the output projection makes of it, where there is one."""
+        shift_msa, scale_msa, gate_msa, c_shift_msa, c_scale_msa, c_gate_msa = modulation(
+            self.scale_shift_table, temb, 6
+        )
 
         norm_hidden_states = modulated(self.norm1, hidden_states, scale_msa, shift_msa)
         attn_output = self.attn1(norm_hidden_states, None, rotary_emb)
@@ -188,7 +175,8 @@ class WanTransformerBlock(Module):
 
         norm_hidden_states = modulated(self.norm3, hidden_states, c_scale_msa, c_shift_msa)
         ff_output = self.ffn(norm_hidden_states)
-        return (hidden_states.float() + ff_output.float() * c_gate_msa).to(hidden_states.dtype)
+        hidden_states = (hidden_states.float() + ff_output.float() * c_gate_msa).to(hidden_states.dtype)
+        return (None if self.proj_out is None else self.proj_out(hidden_states)), hidden_states
 
 
 class Wan2_1DiTModel(Component):
@@ -203,6 +191,10 @@ class Wan2_1DiTModel(Component):
         ffn_dim: inner width of the feed-forward.
         num_layers: number of blocks.
         cross_attn_norm: a layer norm with weights before the cross-attention.
+        image_dim: width of the image encoder's output, for models that condition on it.
+        added_kv_proj_dim: width of the image tokens to which every cross-attention attends besides the text.
+        pos_embed_seq_len: image tokens of two frames together, which then have positions.
+        expand_timesteps: give every token a timestep of its own (diffusers' pipelines' name); only ``inputs`` differ.
         rope_max_seq_len: most positions along any axis of the token grid.
 
     Example:
@@ -226,19 +218,32 @@ class Wan2_1DiTModel(Component):
         ffn_dim: int = 13824,
         num_layers: int = 40,
         cross_attn_norm: bool = True,
+        image_dim: int | None = None,
+        added_kv_proj_dim: int | None = None,
         rope_max_seq_len: int = 1024,
+        pos_embed_seq_len: int | None = None,
+        expand_timesteps: bool = False,
     ) -> None:
         inner_dim = num_attention_heads * attention_head_dim
         self.patch_size = patch_size
+        self.expand_timesteps = expand_timesteps
         self.rope = WanRotaryPosEmbed(attention_head_dim, patch_size, rope_max_seq_len)
         self.patch_embedding = Conv3d(in_channels, inner_dim, patch_size, stride=patch_size)
         self.condition_embedder = WanTimeTextImageEmbedding(
-            dim=inner_dim, time_freq_dim=freq_dim, text_embed_dim=text_dim
+            dim=inner_dim,
+            time_freq_dim=freq_dim,
+            text_embed_dim=text_dim,
+            image_embed_dim=image_dim,
+            pos_embed_seq_len=pos_embed_seq_len,
         )
         self.blocks = ModuleList(
             [
                 WanTransformerBlock(
-                    inner_dim, ffn_dim=ffn_dim, num_heads=num_attention_heads, cross_attn_norm=cross_attn_norm
+                    inner_dim,
+                    ffn_dim=ffn_dim,
+                    num_heads=num_attention_heads,
+                    cross_attn_norm=cross_attn_norm,
+                    added_kv_proj_dim=added_kv_proj_dim,
                 )
                 for _ in range(num_layers)
             ]
@@ -247,41 +252,76 @@ class Wan2_1DiTModel(Component):
         self.proj_out = Linear(inner_dim, out_channels * prod(patch_size))
         self.scale_shift_table = Parameter((1, 2, inner_dim), float32)
 
-    def forward(self, hidden_states: Tensor, timestep: Tensor, encoder_hidden_states: Tensor) -> Tensor:
-        """Latents [B, C, T, h, w], timesteps [B], text [B, L, text_dim] -> [B, C', T, h, w]."""
-        batch_size = hidden_states.shape[0]
-        frames, rows, columns = (
-            size // patch for size, patch in zip(hidden_states.shape[2:], self.patch_size, strict=True)
-        )
+    def forward(
+        self,
+        hidden_states: Tensor,
+        timestep: Tensor,
+        encoder_hidden_states: Tensor,
+        encoder_hidden_states_image: Tensor | None = None,
+    ) -> Tensor:
+        """Latents [B, C, T, h, w], timesteps [B] or [B, S], text [B, L, text_dim], images -> [B, C', T, h, w]."""
+        batch_size, grid = hidden_states.shape[0], token_grid(hidden_states, self.patch_size)
         rotary_emb = self.rope(hidden_states)
 
         hidden_states = self.patch_embedding(hidden_states)
         hidden_states = hidden_states.flatten(2).transpose(1, 2)  # [B, S, D]
         hidden_states = hidden_states.contiguous()
 
-        temb, timestep_proj, encoder_hidden_states = self.condition_embedder(timestep, encoder_hidden_states)
-        timestep_proj = timestep_proj.unflatten(1, (6, -1))
+        ts_seq_len: Dim | None = None
+        if timestep.ndim == 2:
+            ts_seq_len = timestep.shape[1]
+            timestep = timestep.flatten()
+        temb, timestep_proj, encoder_hidden_states, encoder_hidden_states_image = self.condition_embedder(
+            timestep, encoder_hidden_states, encoder_hidden_states_image, ts_seq_len
+        )
+        timestep_proj = timestep_proj.unflatten(-1, (6, -1))
+        if encoder_hidden_states_image is not None:
+            encoder_hidden_states = functional.cat([encoder_hidden_states_image, encoder_hidden_states], dim=1)
 
         for block in self.blocks:
             hidden_states = block(hidden_states, encoder_hidden_states, timestep_proj, rotary_emb)
 
-        shift, scale = (self.scale_shift_table + temb.unsqueeze(1)).chunk(2, dim=1)
+        shift, scale = head_modulation(self.scale_shift_table, temb)
         hidden_states = modulated(self.norm_out, hidden_states, scale, shift)
         hidden_states = self.proj_out(hidden_states)
-
-        # tokens back to a video: [B, T, H, W, pt, ph, pw, C'] -> [B, C', T pt, H ph, W pw]
-        hidden_states = hidden_states.reshape(batch_size, frames, rows, columns, *self.patch_size, -1)
-        hidden_states = hidden_states.permute(0, 7, 1, 4, 2, 5, 3, 6)
-        return hidden_states.flatten(6, 7).flatten(4, 5).flatten(2, 3)
+        return unpatchified(hidden_states, batch_size, grid, self.patch_size)
 
     def inputs(self, **dims: Dim) -> dict[str, Tensor]:
-        """What ``forward`` takes for ``batch`` videos of ``frames`` x ``rows`` x ``columns`` tokens, by name."""
-        grid = zip((dims["frames"], dims["rows"], dims["columns"]), self.patch_size, strict=True)
+        """What ``forward`` takes for ``batch`` videos of ``frames`` x ``rows`` x ``columns`` tokens, by name.
+
+        ``text_len`` is the length of the text, ``image_tokens`` that of a condition image without positions.
+        """
+        grid = dims["frames"], dims["rows"], dims["columns"]
         in_channels = self.patch_embedding.weight.shape[1]
-        text_dim = self.condition_embedder.text_embedder.linear_1.weight.shape[1]
+        embedder = self.condition_embedder
         dtype, batch = self.patch_embedding.weight.dtype, dims["batch"]
-        return {
-            "hidden_states": Tensor((batch, in_channels, *(size * patch for size, patch in grid)), dtype),
-            "timestep": Tensor((batch,), int64),
-            "encoder_hidden_states": Tensor((batch, dims["text_len"], text_dim), dtype),
+        latents = (size * patch for size, patch in zip(grid, self.patch_size, strict=True))
+        result = {
+            "hidden_states": Tensor((batch, in_channels, *latents), dtype),
+            "timestep": Tensor((batch, prod(grid, start=1)) if self.expand_timesteps else (batch,), int64),
+            "encoder_hidden_states": Tensor((batch, dims["text_len"], embedder.text_embedder.in_features), dtype),
         }
+        if embedder.image_embedder is not None:
+            features = embedder.image_embedder.norm1.normalized_shape
+            positions = embedder.image_embedder.pos_embed
+            images = (batch, dims["image_tokens"]) if positions is None else (2 * batch, positions.shape[1] // 2)
+            result["encoder_hidden_states_image"] = Tensor((*images, features), dtype)
+        return result
+
+
+def head_modulation(table: Parameter, temb: Tensor) -> tuple[Tensor, Tensor]:
+    """Shift and scale of the head: [1, 2, D] and [B, D] -> [B, 1, D]; for every token, [B, S, D] -> [B, S, D]."""
+    if temb.ndim == 3:
+        shift, scale = (table.unsqueeze(0) + temb.unsqueeze(2)).chunk(2, dim=2)
+        return shift.squeeze(2), scale.squeeze(2)
+    shift, scale = (table + temb.unsqueeze(1)).chunk(2, dim=1)
+    return shift, scale
+
+
+def unpatchified(
+    tokens: Tensor, batch_size: Dim, grid: tuple[Dim, Dim, Dim], patch_size: tuple[int, int, int]
+) -> Tensor:
+    """Tokens back to a video: [B, S, pt ph pw C'] -> [B, C', T pt, H ph, W pw]."""
+    tokens = tokens.reshape(batch_size, *grid, *patch_size, -1)
+    tokens = tokens.permute(0, 7, 1, 4, 2, 5, 3, 6)
+    return tokens.flatten(6, 7).flatten(4, 5).flatten(2, 3)

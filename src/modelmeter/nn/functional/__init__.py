@@ -5,25 +5,70 @@ attention). ``vector_flops`` is the rest: one per arithmetic step on an element,
 counting as one.
 """
 
-from modelmeter.nn.functional.activations import cos, exp, gelu, silu, sin
-from modelmeter.nn.functional.copies import arange, cat, empty_like, pad
-from modelmeter.nn.functional.norms import layer_norm, rms_norm
+from modelmeter.nn.functional.activations import (
+    absolute,
+    clamp,
+    clamp_min,
+    cos,
+    exp,
+    gelu,
+    log,
+    minimum,
+    rsqrt,
+    silu,
+    sin,
+    tanh,
+    where,
+)
+from modelmeter.nn.functional.copies import (
+    arange,
+    cat,
+    embedding,
+    empty_like,
+    full_like,
+    new_ones,
+    new_zeros,
+    pad,
+    stack,
+    upsample_nearest_exact,
+    zeros_like,
+)
+from modelmeter.nn.functional.norms import layer_norm, normalize, rms_norm
 from modelmeter.nn.functional.products import conv, linear, matmul_flops, scaled_dot_product_attention
+from modelmeter.nn.functional.reductions import mean, vector_norm
 
 __all__ = [
+    "absolute",
     "arange",
     "cat",
+    "clamp",
+    "clamp_min",
     "conv",
     "cos",
+    "embedding",
     "empty_like",
     "exp",
+    "full_like",
     "gelu",
     "layer_norm",
     "linear",
+    "log",
     "matmul_flops",
+    "mean",
+    "minimum",
+    "new_ones",
+    "new_zeros",
+    "normalize",
     "pad",
     "rms_norm",
+    "rsqrt",
     "scaled_dot_product_attention",
     "silu",
     "sin",
+    "stack",
+    "tanh",
+    "upsample_nearest_exact",
+    "vector_norm",
+    "where",
+    "zeros_like",
 ]

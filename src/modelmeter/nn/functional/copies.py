@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 
 from modelmeter.nn.dtype import DType, float32
+from modelmeter.nn.layout import suggested_strides
 from modelmeter.nn.polynomial import Dim
 from modelmeter.nn.tensor import Tensor, launch, like
 
@@ -30,8 +32,27 @@ def cat(tensors: Sequence[Tensor], dim: int) -> Tensor:
     return launch("cat", "copy", tensors, (*first.shape[:dim], size, *first.shape[dim + 1 :]), first.dtype)
 
 
+def stack(tensors: Sequence[Tensor], dim: int) -> Tensor:
+    """Concatenation along a new dimension, a copy of every operand.
+
+    Example:
+        >>> from modelmeter.nn import trace_function
+        >>> x = Tensor((2, 3), float32)
+        >>> trace_function(lambda: stack([x, x], dim=2)).outputs.shape
+        (2, 3, 2)
+    """
+    first = tensors[0]
+    dim %= first.ndim + 1
+    for tensor in tensors:
+        if tensor.spec != first.spec:
+            raise ValueError(f"stack of {first} and {tensor}")
+    return launch("stack", "copy", tensors, (*first.shape[:dim], len(tensors), *first.shape[dim:]), first.dtype)
+
+
 def pad(x: Tensor, padding: Sequence[int]) -> Tensor:
     """Zeros around the last dimensions, a copy: ``padding`` is (before, after) from the last dimension back.
+
+    By nothing at all it is a copy too, which keeps the order of dimensions in memory.
 
     Example:
         >>> from modelmeter.nn import trace_function
@@ -41,14 +62,64 @@ def pad(x: Tensor, padding: Sequence[int]) -> Tensor:
     shape = list(x.shape)
     for i, (before, after) in enumerate(zip(padding[::2], padding[1::2], strict=True)):
         shape[-1 - i] = shape[-1 - i] + before + after
-    return launch("constant_pad_nd", "copy", (x,), tuple(shape), x.dtype)
+    strides = suggested_strides(tuple(shape), (x.shape, x.strides)) if any(padding) else like(x.shape, x)
+    return launch("constant_pad_nd", "copy", (x,), tuple(shape), x.dtype, strides=strides)
 
 
-def arange(length: int, dtype: DType = float32) -> Tensor:
+def upsample_nearest_exact(x: Tensor, scale: int) -> Tensor:
+    """Every row and column ``scale`` times: [B, C, H, W] -> [B, C, scale * H, scale * W].
+
+    Example:
+        >>> from modelmeter.nn import trace_function
+        >>> trace_function(upsample_nearest_exact, Tensor((1, 3, 4, 6), float32), 2).outputs.shape
+        (1, 3, 8, 12)
+    """
+    *outer, rows, columns = x.shape
+    shape = (*outer, rows * scale, columns * scale)
+    strides = suggested_strides(shape, (x.shape, x.strides))
+    return launch("_upsample_nearest_exact2d", "copy", (x,), shape, x.dtype, strides=strides)
+
+
+def arange(length: Dim, dtype: DType = float32) -> Tensor:
     """``length`` ascending numbers; writes only."""
     return launch("arange", "copy", (), (length,), dtype)
+
+
+def new_zeros(like: Tensor, shape: Sequence[Dim]) -> Tensor:
+    """Zeros of another shape in the dtype of a tensor; writes only."""
+    return launch("new_zeros", "copy", (), tuple(shape), like.dtype)
+
+
+def new_ones(like: Tensor, shape: Sequence[Dim]) -> Tensor:
+    """Ones of another shape in the dtype of a tensor; writes only."""
+    return launch("new_ones", "copy", (), tuple(shape), like.dtype)
 
 
 def empty_like(x: Tensor) -> Tensor:
     """Storage of the same size and layout; nothing is read or written."""
     return launch("empty_like", "allocate", (), x.shape, x.dtype, strides=like(x.shape, x), bytes_written=0)
+
+
+def zeros_like(x: Tensor) -> Tensor:
+    """Zeros of the same size and layout; writes only."""
+    return launch("zeros_like", "copy", (), x.shape, x.dtype, strides=like(x.shape, x))
+
+
+def full_like(x: Tensor, value: float) -> Tensor:
+    """A number in every element of a tensor of the same size and layout; writes only."""
+    return launch("full_like", "copy", (), x.shape, x.dtype, strides=like(x.shape, x))
+
+
+def embedding(indices: Tensor, weight: Tensor) -> Tensor:
+    """Rows of a table: [...], [rows, D] -> [..., D]. Of the table only the gathered rows are read.
+
+    Example:
+        >>> from modelmeter.nn import int64, trace_function
+        >>> record = trace_function(embedding, Tensor((2, 5), int64), Tensor((1000, 8), float32))
+        >>> record.outputs.shape, record.ops[0].bytes_read
+        ((2, 5, 8), 400)
+    """
+    output = (*indices.shape, weight.shape[-1])
+    gathered = prod(output, start=1) * weight.dtype.itemsize
+    read = indices.numel() * indices.dtype.itemsize + gathered
+    return launch("embedding", "copy", (weight, indices), output, weight.dtype, bytes_read=read)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from modelmeter.nn.dtype import float32
+from modelmeter.nn.functional.activations import clamp_min
+from modelmeter.nn.functional.reductions import vector_norm
 from modelmeter.nn.polynomial import Dim
 from modelmeter.nn.tensor import Tensor, launch
 from modelmeter.nn.tracing import Spec
@@ -11,6 +13,8 @@ from modelmeter.nn.tracing import Spec
 LAYER_NORM_STEPS = 5
 #: Per element: square, its sum, scale by the inverse root mean square.
 RMS_NORM_STEPS = 3
+#: What the norm that divides is held to from below. Source: ``torch.nn.functional.normalize``.
+SMALLEST_NORM = 1e-12
 
 
 def layer_norm(x: Tensor, normalized_shape: int, weight: Tensor | None, bias: Tensor | None) -> Tensor:
@@ -39,7 +43,7 @@ def rms_norm(x: Tensor, normalized_shape: int, weight: Tensor | None) -> Tensor:
 
     Example:
         >>> from modelmeter.nn import trace_function
-        >>> trace_function(lambda x: rms_norm(x, 8, None), Tensor((2, 8), bfloat16)).ops[0].name
+        >>> trace_function(lambda x: rms_norm(x, 8, None), Tensor((2, 8), float32)).ops[0].name
         '_fused_rms_norm'
     """
     affine = () if weight is None else (weight,)
@@ -52,6 +56,18 @@ def rms_norm(x: Tensor, normalized_shape: int, weight: Tensor | None) -> Tensor:
         scratch=(Spec((*x.shape[:-1], 1), float32),),
         vector_flops=(RMS_NORM_STEPS + len(affine)) * x.numel(),
     )
+
+
+def normalize(x: Tensor, dim: int) -> Tensor:
+    """Vectors of length 1 along a dimension, as PyTorch runs it: norm, a floor for it, division.
+
+    Example:
+        >>> from modelmeter.nn import trace_function
+        >>> [op.name for op in trace_function(normalize, Tensor((2, 8), float32), 1).ops]
+        ['linalg_vector_norm', 'clamp_min', 'div']
+    """
+    length = clamp_min(vector_norm(x, dim), SMALLEST_NORM).expand(*x.shape)
+    return x / length
 
 
 def _normalized(x: Tensor, size: int) -> tuple[Dim, ...]:

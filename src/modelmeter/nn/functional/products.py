@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import prod
 
-from modelmeter.nn.dtype import bfloat16, float16, float32, int64, uint64
+from modelmeter.nn.dtype import bfloat16, bool_, float16, float32, int64, uint64
 from modelmeter.nn.polynomial import Dim
-from modelmeter.nn.tensor import Parameter, Tensor, launch, like
+from modelmeter.nn.tensor import Parameter, Tensor, launch, launch_in_place, like
 from modelmeter.nn.tracing import Spec
 
 #: Per attention score: scale, running maximum, subtract it, exponential, sum, divide.
@@ -39,7 +39,7 @@ def linear(x: Tensor, weight: Parameter, bias: Parameter | None = None) -> Tenso
     if x.shape[-1] != in_features:
         raise ValueError(f"linear of {in_features} features got {x}")
     if x.ndim > 2 and not x.is_contiguous():
-        raise NotImplementedError(f"linear of {x} with strides {list(x.strides)}, which PyTorch may run as bmm and add")
+        return _gathered_linear(x, weight, bias)
     rows = x.numel() // in_features
     output = launch(
         "mm" if bias is None else "addmm",
@@ -53,11 +53,25 @@ def linear(x: Tensor, weight: Parameter, bias: Parameter | None = None) -> Tenso
     return output.view(*x.shape[:-1], out_features)
 
 
-def conv(x: Tensor, weight: Parameter, bias: Parameter | None = None, *, stride: Sequence[int]) -> Tensor:
-    """Convolution without padding: [B, Cin, *sizes], [Cout, Cin, *kernel] -> [B, Cout, *positions].
+def _gathered_linear(x: Tensor, weight: Parameter, bias: Parameter | None) -> Tensor:
+    """As :func:`linear` where the rows are no matrix in memory: a copy that is one, the product, the bias in place.
 
-    A position is a place where the kernel fits: (size - kernel) // stride + 1 along each dimension. The
-    positions are the rows of a matrix product over Cin and the kernel.
+    Source: ``at::linear`` and ``should_fold`` (aten/src/ATen/native/Linear.cpp, LinearAlgebra.cpp).
+    """
+    output = linear(x.contiguous(), weight)
+    if bias is not None:
+        launch_in_place("add_", "elementwise", output, (bias,), reads_target=True)
+    return output
+
+
+def conv(
+    x: Tensor, weight: Parameter, bias: Parameter | None = None, *, stride: Sequence[int], padding: int = 0
+) -> Tensor:
+    """Convolution: [B, Cin, *sizes], [Cout, Cin, *kernel] -> [B, Cout, *positions].
+
+    A position is a place where the kernel fits: (size + 2 * padding - kernel) // stride + 1 along each
+    dimension. The positions are the rows of a matrix product over Cin and the kernel; what the kernel
+    multiplies with the padding counts as all else.
 
     Source: ``torch.utils.flop_counter.conv_flop_count``.
 
@@ -70,7 +84,7 @@ def conv(x: Tensor, weight: Parameter, bias: Parameter | None = None, *, stride:
     out_channels, in_channels, *kernel = weight.shape
     if x.shape[1] != in_channels:
         raise ValueError(f"convolution of {in_channels} channels got {x}")
-    sizes = [_positions(n, k, s) for n, k, s in zip(x.shape[2:], kernel, stride, strict=True)]
+    sizes = [_positions(n + 2 * padding, k, s) for n, k, s in zip(x.shape[2:], kernel, stride, strict=True)]
     batch, positions = x.shape[0], prod(sizes, start=1)
     return launch(
         "convolution",
@@ -90,11 +104,17 @@ def _positions(size: Dim, kernel: Dim, stride: int) -> Dim:
     return (size - kernel) // stride + 1
 
 
-def scaled_dot_product_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+def scaled_dot_product_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
     """Fused attention: [B, H, S, D], [B, H, L, D], [B, H, L, V] -> [B, H, S, V]; scores never reach memory.
 
-    The flash kernel serves half precision up to 256 channels a head, the memory-efficient one the rest.
-    Both also write the log-sum-exp or random state that a backward pass would need.
+    The flash kernel serves half precision up to 256 channels a head, the memory-efficient one the rest and
+    all that has a mask. Both also write the log-sum-exp or random state that a backward pass would need.
+
+    Args:
+        mask: what is added to the scores, of the shape [B, H, S, L] or one that expands to it.
+
+    Raises:
+        NotImplementedError: a mask of truth values, which PyTorch first turns into numbers.
 
     Source: ``torch.utils.flop_counter.sdpa_flop_count``; outputs of
     ``aten._scaled_dot_product_flash_attention`` and ``aten._scaled_dot_product_efficient_attention``.
@@ -107,7 +127,11 @@ def scaled_dot_product_attention(query: Tensor, key: Tensor, value: Tensor) -> T
     """
     batch, heads, rows, head_dim = query.shape
     columns, value_dim = value.shape[2:]
-    flash = query.dtype in (float16, bfloat16) and isinstance(head_dim, int) and head_dim <= 256
+    if mask is not None and mask.dtype == bool_:
+        raise NotImplementedError(f"attention with a mask of truth values: {mask}")
+    inputs = (query, key, value) if mask is None else (query, key, value, mask.expand(batch, heads, rows, columns))
+    half = query.dtype in (float16, bfloat16)
+    flash = mask is None and half and isinstance(head_dim, int) and head_dim <= 256
     if flash:
         name = "_scaled_dot_product_flash_attention"
         scratch = (Spec((batch, heads, rows), float32), Spec((2,), uint64), Spec((), uint64))
@@ -119,7 +143,7 @@ def scaled_dot_product_attention(query: Tensor, key: Tensor, value: Tensor) -> T
     return launch(
         name,
         "attention",
-        (query, key, value),
+        inputs,
         behind.shape,
         query.dtype,
         strides=like(query.shape, query) if flash else behind.strides,
@@ -127,5 +151,5 @@ def scaled_dot_product_attention(query: Tensor, key: Tensor, value: Tensor) -> T
         # scores [S, D] @ [D, L], then values [S, L] @ [L, V], for every head
         flops=matmul_flops(batch * heads, rows, head_dim, columns)
         + matmul_flops(batch * heads, rows, columns, value_dim),
-        vector_flops=SOFTMAX_STEPS * batch * heads * rows * columns,
+        vector_flops=(SOFTMAX_STEPS if mask is None else SOFTMAX_STEPS + 1) * batch * heads * rows * columns,
     )

@@ -1,0 +1,1 @@
+"""Components that several families of models share: text and image encoders, the video VAE."""

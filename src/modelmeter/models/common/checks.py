@@ -1,0 +1,56 @@
+"""Sizes of the encoders and the VAE that no model can have, refused before anything is built."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from modelmeter.errors import InputError
+
+#: Largest values: far above any model, small enough to count at once.
+LARGEST = {"num_layers": 1000, "num_hidden_layers": 1000, "num_res_blocks": 100, "dim_mult": 64, "patch_size": 1000}
+LARGEST_SIZE = 10_000_000
+
+
+def check_component(name: str, section: Mapping[str, Any]) -> None:
+    """Refuse sizes out of bounds, widths that do not divide into heads, and levels that do not fit.
+
+    Raises:
+        InputError: names the key as a user sets it.
+
+    Example:
+        >>> check_component("text_encoder", {"num_layers": 24})
+    """
+    for key, value in _integers(section):
+        largest = LARGEST.get(key, LARGEST_SIZE)
+        if not 1 <= value <= largest:
+            raise InputError(f"{name}.{key}", section[key], f"integers from 1 to {largest:,}")
+    if "num_attention_heads" in section and section["hidden_size"] % section["num_attention_heads"]:
+        heads = section["num_attention_heads"]
+        raise InputError(f"{name}.hidden_size", section["hidden_size"], f"a multiple of num_attention_heads = {heads}")
+    if "image_size" in section and section["image_size"] % section["patch_size"]:
+        allowed = f"a multiple of patch_size = {section['patch_size']}"
+        raise InputError(f"{name}.image_size", section["image_size"], allowed)
+    if "dim_mult" in section:
+        _check_levels(name, section)
+
+
+def _integers(section: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
+    for key, value in section.items():
+        for item in value if isinstance(value, list) else [value]:
+            if isinstance(item, int) and not isinstance(item, bool):
+                yield key, item
+
+
+def _check_levels(name: str, section: Mapping[str, Any]) -> None:
+    """The strides of a VAE follow from its levels."""
+    halvings = section["temperal_downsample"]
+    if len(halvings) != len(section["dim_mult"]) - 1:
+        raise InputError(f"{name}.temperal_downsample", halvings, "one fewer than dim_mult")
+    strides = {
+        "scale_factor_temporal": 2 ** sum(halvings),
+        "scale_factor_spatial": 2 ** len(halvings) * (section["patch_size"] or 1),
+    }
+    for key, stride in strides.items():
+        if section[key] != stride:
+            raise InputError(f"{name}.{key}", section[key], f"{stride}, which the levels give")
