@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import tempfile
@@ -18,21 +19,44 @@ Output: TypeAlias = str | RenderableType
 
 
 def write_file(path: Path, text: str) -> None:
-    """Write a file whole: a temporary file beside it, then a rename. A device or pipe is written directly.
+    """Write a file whole: a temporary file beside it, then a rename.
+
+    A device, a pipe and the file that a standard stream goes to are written directly.
 
     Raises:
         InputError: the path cannot be written.
     """
     data = text.encode()
     try:
-        if path.exists() and not stat.S_ISREG(path.stat().st_mode):
+        stream = _stream(path)
+        if stream is not None:
+            with open(stream, "wb", closefd=False) as file:
+                file.write(data)
+        elif path.exists() and not stat.S_ISREG(path.stat().st_mode):
             with path.open("wb") as file:
                 file.write(data)
-            return
-        _replace(path.resolve() if path.is_symlink() else path, data)
+        else:
+            _replace(_target(path), data)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise InputError("output", path, f"a file that can be written ({reason})") from None
+
+
+def _stream(path: Path) -> int | None:
+    """The standard stream that goes to this file, as ``/dev/stdout`` does: replacing it would lose what is there."""
+    for descriptor in (1, 2):
+        with suppress(OSError, ValueError):
+            if os.path.samestat(path.stat(), os.fstat(descriptor)):
+                return descriptor
+    return None
+
+
+def _target(path: Path) -> Path:
+    """The file that a symbolic link leads to: it is replaced, not the link."""
+    target = Path(os.path.realpath(path))
+    if target.is_symlink():
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+    return target
 
 
 def _replace(path: Path, data: bytes) -> None:
