@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import redirect_stdout, suppress
+from dataclasses import dataclass
 from enum import StrEnum
+from io import StringIO
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn, TextIO
 
 import typer
 from rich.console import Console, RenderableType
@@ -79,7 +82,21 @@ Overrides = Annotated[
     ),
 ]
 Preset = Annotated[str | None, typer.Option("-w", "--workload", help="Preset; see: modelmeter list workloads.")]
-OutputFile = Annotated[Path | None, typer.Option("-o", "--output", help="Write to a file instead of the terminal.")]
+OutputFile = Annotated[
+    str | None, typer.Option("-o", "--output", metavar="PATH", help="Write to a file instead of the terminal.")
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a command answers, the file to write it to, and the exit status.
+
+    Commands only compute it: what goes wrong in one is then never mistaken for output that cannot be written.
+    """
+
+    result: Output
+    output: str | None
+    status: int = 0
 
 
 @app.command("list", epilog="Example: modelmeter list models")
@@ -87,11 +104,11 @@ def list_command(
     what: Annotated[Listing, typer.Argument(help="What to list.")] = Listing.models,
     format: Annotated[ListFormat, typer.Option("--format", help="Output format.")] = ListFormat.table,
     output: OutputFile = None,
-) -> None:
+) -> Answer:
     """List the models or the workload presets."""
     from modelmeter.report.listing import LISTINGS
 
-    show(LISTINGS[what.value](format.value), output)
+    return Answer(LISTINGS[what.value](format.value), output)
 
 
 @app.command(epilog="Example: modelmeter report wan2.1-t2v-14b num_frames=81 height=720 width=1280")
@@ -103,13 +120,13 @@ def report(
     top: Annotated[int | None, typer.Option(min=1, help="Only the N modules with the most FLOPs of their own.")] = None,
     format: Annotated[ReportFormat, typer.Option("--format", help="Output format.")] = ReportFormat.table,
     output: OutputFile = None,
-) -> None:
+) -> Answer:
     """Count the FLOPs and parameters of a workload, module by module."""
     from modelmeter.api import load
     from modelmeter.report.formats import FORMATS
 
     estimate = load(model, *(overrides or [])).estimate(workload=workload)
-    show(FORMATS[format.value](estimate, depth=depth, count=top), output)
+    return Answer(FORMATS[format.value](estimate, depth=depth, count=top), output)
 
 
 @app.command("verify", epilog="Example: modelmeter verify layers -m wan2.1-t2v-1.3b -w wan2-1-ci-tiny")
@@ -131,7 +148,7 @@ def verify_command(
     loop: Annotated[Loop, typer.Option(help="end2end: scale one forward, run two steps, or run all.")] = Loop.none,
     format: Annotated[ListFormat, typer.Option("--format", help="Output format.")] = ListFormat.table,
     output: OutputFile = None,
-) -> int:
+) -> Answer:
     """Compare every number with the real model classes, run on the meta device."""
     from modelmeter.api import load
     from modelmeter.config import registry
@@ -151,47 +168,80 @@ def verify_command(
     )
     document = result.document()
     as_json = format is ListFormat.json
-    show(verification.as_json(document) if as_json else verification.as_table(document, result.failures), output)
-    return 0 if result.passed else 1
+    shown = verification.as_json(document) if as_json else verification.as_table(document, result.failures)
+    return Answer(shown, output, 0 if result.passed else 1)
 
 
 def status(text: str) -> None:
     """Say what runs, on a terminal only."""
-    if sys.stderr.isatty():
+    if sys.stderr is not None and sys.stderr.isatty():
         print(text, file=sys.stderr)
 
 
-def show(result: Output, output: Path | None) -> None:
-    """Print a result, or write it to a file as plain text; only a terminal limits the width."""
+def show(result: Output, output: str | None) -> None:
+    """Print a result, or write it to a file as plain text; only a terminal limits the width.
+
+    Raises:
+        InputError: the file or standard output cannot be written.
+        BrokenPipeError: the reader of standard output has gone.
+    """
     if output is not None:
-        write_file(output, result if isinstance(result, str) else plain(result))
-    elif isinstance(result, str) or not sys.stdout.isatty():
-        sys.stdout.write(result if isinstance(result, str) else plain(result))
-    else:
-        Console(soft_wrap=True).print(result)
+        if not output:
+            raise InputError("output", output, "the name of a file")
+        write_file(Path(output), result if isinstance(result, str) else plain(result))
+        return
+    if sys.stdout is None:
+        raise InputError("output", "standard output", "one that is open")
+    try:
+        if isinstance(result, str) or not sys.stdout.isatty():
+            sys.stdout.write(result if isinstance(result, str) else plain(result))
+        else:
+            Console(soft_wrap=True).print(result)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        drop(sys.stdout)
+        raise InputError("output", "standard output", f"one that can be written ({error.strerror})") from None
+
+
+def drop(stream: TextIO) -> None:
+    """Let go of what a stream could not write, so that the end of the program does not try again."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def plain(result: RenderableType) -> str:
     """What Rich would print, without colour and without a limit on the width."""
-    console = Console(width=10_000, color_system=None, force_terminal=False)
-    with console.capture() as capture:
-        console.print(result)
-    return "\n".join(line.rstrip() for line in capture.get().splitlines()) + "\n"
+    text = StringIO()
+    Console(file=text, width=10_000, color_system=None, force_terminal=False).print(result)
+    return "\n".join(line.rstrip() for line in text.getvalue().splitlines()) + "\n"
 
 
 def fail(message: object, status: int) -> NoReturn:
-    """End with one line on standard error."""
-    print(f"modelmeter: {message}", file=sys.stderr)
+    """End with one line on standard error, where there is one."""
+    if sys.stderr is not None:
+        try:
+            print(f"modelmeter: {message}", file=sys.stderr, flush=True)
+        except OSError:
+            drop(sys.stderr)
     sys.exit(status)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; exit status 0 done, 1 failed or no, 2 bad input, 3 reference unavailable."""
+    said = StringIO()
+    answer: object = 0
     try:
-        code = app(args=arguments, standalone_mode=False)
-        sys.stdout.flush()
-    except typer.Exit as exit:
-        sys.exit(exit.exit_code)
+        try:
+            with redirect_stdout(said):
+                answer = app(args=arguments, standalone_mode=False)
+        except SystemExit as exit:  # shell completion ends like this
+            answer = exit.code
+        if said.getvalue():
+            show(said.getvalue(), None)
+        if isinstance(answer, Answer):
+            show(answer.result, answer.output)
     except ClickException as error:
         fail(_one_line(error), 2)
     except InputError as error:
@@ -200,10 +250,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         fail(error, 3)
     except BrokenPipeError:
         # The reader has gone, as `| head` does; nothing is wrong with the answer.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+        drop(sys.stdout)
     except (typer.Abort, KeyboardInterrupt):
         fail("interrupted", 2)
+    code = answer.status if isinstance(answer, Answer) else answer
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -108,6 +108,7 @@ def test_bad_overrides_exit_2_with_one_line(
         ["report", "wan2.1-t2v-14b", "--nothing"],
         ["report", "wan2.1-t2v-14b", "-o", "/no/such/folder/report.json"],
         ["report", "wan2.1-t2v-14b", "-o", "/"],
+        ["report", "wan2.1-t2v-14b", "-o", ""],
         ["list", "nothing"],
         ["list", "--format", "xml"],
         ["verify", "nothing"],
@@ -136,6 +137,8 @@ def test_errors_name_field_value_and_nearest(capsys: pytest.CaptureFixture[str])
     assert capsys.readouterr().err.endswith("nearest: height\n")
     run("report", "wan2.1-t2v-14b", "height=1e2")
     assert capsys.readouterr().err.startswith("modelmeter: height=1e2: allowed is an integer")
+    run("report", "wan2.1-t2v-14b", "-o", "")
+    assert capsys.readouterr().err == "modelmeter: output=: allowed is the name of a file\n"
 
 
 def test_a_report_is_written_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -161,6 +164,57 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
     command = f"{sys.executable} -m modelmeter report wan2.1-t2v-14b --format json"
     done = subprocess.run(["bash", "-c", f"set -o pipefail; {command} | head -c 10"], capture_output=True, text=True)
     assert (done.returncode, done.stderr, done.stdout[:1]) == (0, "", "{")
+
+
+def shell(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """A shell command in a folder, where ``$mm`` is the command line."""
+    environment = {**os.environ, "mm": f"{sys.executable} -m modelmeter", "PYTHONPATH": os.pathsep.join(sys.path)}
+    return subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=folder, env=environment)
+
+
+@pytest.mark.parametrize("redirection", [">/dev/full", ">&-"])
+@pytest.mark.parametrize(
+    "arguments", ["report wan2.1-t2v-14b", "report wan2.1-t2v-14b --format json", "list", "--help", "report --help"]
+)
+def test_standard_output_that_cannot_be_written_exits_2(arguments: str, redirection: str, tmp_path: Path) -> None:
+    """Where standard output is full or closed, results and help end with status 2 and one line."""
+    done = shell(f"$mm {arguments} {redirection}", tmp_path)
+    assert done.returncode == 2
+    assert_one_line(done.stderr)
+    assert done.stderr.startswith("modelmeter: output=standard output: ")
+
+
+def test_a_file_is_written_where_standard_output_is_closed(tmp_path: Path) -> None:
+    """With -o nothing is printed, so standard output may be closed."""
+    done = shell("$mm report wan2.1-t2v-14b --format json -o report.json >&-", tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads((tmp_path / "report.json").read_text())["schema"] == "modelmeter.report/1"
+
+
+@pytest.mark.parametrize("redirection", ["2>/dev/full", "2>&-"])
+def test_the_status_of_an_error_needs_no_standard_error(redirection: str, tmp_path: Path) -> None:
+    """Where an error cannot be told, the status still says what happened, and nothing goes to standard output."""
+    done = shell(f"$mm report nothing {redirection}", tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+
+
+@pytest.mark.parametrize(("redirection", "device"), [(">>", "/dev/stdout"), ("2>>", "/dev/stderr")])
+def test_a_standard_stream_is_written_and_not_replaced(redirection: str, device: str, tmp_path: Path) -> None:
+    """-o /dev/stdout adds to the file that standard output goes to, as printing does."""
+    (tmp_path / "log").write_text("before\n")
+    done = shell(f"exec {redirection} log; $mm list -o {device}; echo after >>log", tmp_path)
+    assert done.returncode == 0
+    lines = (tmp_path / "log").read_text().splitlines()
+    assert (lines[0], lines[-1]) == ("before", "after")
+    assert lines[1].split() == ["id", "title", "aliases"]
+
+
+def test_shell_completion_prints_what_a_shell_asks_for(tmp_path: Path) -> None:
+    """The words that complete a command are printed."""
+    program = "import sys; sys.argv = ['modelmeter']; from modelmeter.cli import main; main()"
+    words = "_MODELMETER_COMPLETE=complete_bash COMP_WORDS='modelmeter re' COMP_CWORD=1"
+    done = shell(f'{words} {sys.executable} -c "{program}"', tmp_path)
+    assert (done.returncode, done.stdout.split(), done.stderr) == (0, ["report"], "")
 
 
 def test_lists_name_every_model_and_preset(capsys: pytest.CaptureFixture[str]) -> None:
