@@ -59,8 +59,9 @@ class Model:
             >>> load("wan2.1-t2v-14b").workload("wan2-1-512p", num_frames=17).height
             512
         """
-        name = preset or self.overrides.preset or self.config["default_workload"]
-        if name not in self.presets:
+        words = (preset, self.overrides.preset, self.config["default_workload"])
+        name = next(word for word in words if word is not None)
+        if not isinstance(name, str) or name not in self.presets:
             raise choice("workload", name, self.presets)
         return workload({**self.presets[name], **self.overrides.workload, **keys}, self.config["workload_keys"])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from modelmeter.errors import InputError, choice
+from modelmeter.errors import InputError, Typed, choice, with_type
 from modelmeter.workload import COMMON_KEYS, DECIMALS
 
 #: Longest ``key=value`` that is read.
@@ -73,6 +74,8 @@ def find(name: str) -> Entry:
         >>> find("Wan-AI/Wan2.1-T2V-14B-Diffusers").id
         'wan2.1-t2v-14b'
     """
+    if not isinstance(name, str):
+        raise choice("model", with_type(name), [entry.id for entry in registry()])
     for entry in registry():
         if name.lower() == entry.id or name.lower() in (alias.lower() for alias in entry.aliases):
             return entry
@@ -86,6 +89,10 @@ def _composed(entry: Entry) -> dict[str, Any]:
     Uses Hydra's loader rather than its ``compose`` function, which keeps global state and so fails inside
     a user's own Hydra application.
     """
+    try:
+        os.getcwd()  # Hydra notes it
+    except OSError as error:
+        raise InputError("current directory", error.strerror, "one that exists") from None
     Plugins.instance()  # registers the pkg:// source; Hydra's own singleton, safe to repeat
     path = ConfigSearchPathImpl()
     path.append("hydra", "pkg://hydra.conf")
@@ -140,7 +147,7 @@ def parse_overrides(texts: Sequence[str], config: Mapping[str, Any]) -> Override
         typed = text.partition("=")[2]
         if key in keys:
             # what is no number keeps its own spelling, so that the error shows what was typed
-            workload[key] = value if _is_number(key, value) else typed
+            workload[key] = value if _is_number(key, value) else Typed(typed)
         elif key == "workload":
             preset = str(value)
         elif key in CHOICES:
@@ -167,6 +174,8 @@ def parse_override(text: str) -> tuple[str, Any]:
         ('height', 480)
     """
     allowed = "key=value with a plain value"
+    if not isinstance(text, str):
+        raise InputError("override", with_type(text), allowed)
     if len(text) > LONGEST_OVERRIDE:
         raise InputError("override", text, f"{allowed} of at most {LONGEST_OVERRIDE} characters")
     try:
@@ -175,7 +184,7 @@ def parse_override(text: str) -> tuple[str, Any]:
     except (HydraException, OmegaConfBaseException, ValueError, RecursionError):
         raise InputError("override", text, allowed) from None
     if not _is_plain(override, value):
-        raise InputError("override", text, f"{allowed} (no +, ~, hydra, _target_, sweep or interpolation)")
+        raise InputError("override", text, f"{allowed} (no +, ~, hydra, _target_, function, sweep or interpolation)")
     return override.key_or_group, value
 
 
@@ -187,6 +196,7 @@ def _is_plain(override: Override, value: Any) -> bool:
         and key.split(".")[0].split("/")[0] != "hydra"
         and "_target_" not in str(override.input_line)
         and "${" not in str(override.input_line)
+        and "(" not in str(override.input_line)  # a function that Hydra evaluates, such as int(480)
         and not isinstance(value, dict)
     )
 

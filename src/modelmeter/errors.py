@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 
 #: Longest piece of user input that an error repeats.
@@ -25,6 +25,12 @@ class UnavailableError(RuntimeError):
     """The reference is not available here: a package, a device or memory is missing (exit status 3)."""
 
 
+class Typed(str):
+    """Text as it was typed: shown without quotes and type."""
+
+    __slots__ = ()
+
+
 def shown(value: object) -> str:
     """A value from outside as one short printable line.
 
@@ -32,12 +38,29 @@ def shown(value: object) -> str:
         >>> shown(["a"]), len(shown("9" * 400))
         ("['a']", 60)
     """
+    return _line(value, str, SHOWN)
+
+
+def with_type(value: object) -> str:
+    """A value of a wrong type as a short line that says which, since ``480`` and ``'480'`` look alike.
+
+    Example:
+        >>> with_type("480"), with_type(None), with_type(Typed("480.5"))
+        ("'480' (str)", 'None (NoneType)', '480.5')
+    """
+    if isinstance(value, Typed):
+        return value
+    kind = f" ({type(value).__name__})"[: SHOWN // 2]
+    return _line(value, repr, SHOWN - len(kind)) + kind
+
+
+def _line(value: object, to_text: Callable[[object], str], most: int) -> str:
     try:
-        text = str(value)
+        text = to_text(value)
     except ValueError:  # an int past Python's limit for conversion to text
         return "a number of more than 4,300 digits"
     text = "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
-    return text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}..."
+    return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
 def choice(field: str, value: object, allowed: Iterable[str], *, more: Iterable[str] = ()) -> InputError:

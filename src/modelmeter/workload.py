@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from math import isfinite
+from numbers import Integral, Real
 from operator import index
 from types import MappingProxyType
 from typing import Any, Literal, TypeAlias, cast
 
-from modelmeter.errors import InputError, choice
+from modelmeter.errors import InputError, choice, with_type
 
 Implementation: TypeAlias = Literal["official", "diffusers"]
 
@@ -118,9 +119,10 @@ def workload(values: Mapping[str, Any], own: Mapping[str, Any] = MappingProxyTyp
 def _integer(key: str, value: object, bounds: tuple[int, int]) -> int:
     smallest, largest = bounds
     allowed = f"an integer from {smallest:,} to {largest:,}"
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise InputError(key, value, allowed)
-    number = index(cast("int", value))
+    try:
+        number = index(cast("int", None if isinstance(value, bool) else value))
+    except TypeError:
+        raise InputError(key, with_type(value), allowed) from None
     if not smallest <= number <= largest:
         nearest = smallest if number < smallest else largest
         raise InputError(key, number, f"{allowed}; nearest: {nearest}")
@@ -129,16 +131,30 @@ def _integer(key: str, value: object, bounds: tuple[int, int]) -> int:
 
 def _decimal(key: str, value: object, largest: float) -> int | float:
     allowed = f"a decimal number above 0, at most {largest:g}"
-    if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite_number(value):
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise InputError(key, with_type(value), allowed)
+    number = finite(value)
+    if number is None or not 0 < number <= largest:
         raise InputError(key, value, allowed)
-    if not 0 < value <= largest:
-        raise InputError(key, value, allowed)
-    return value
+    return number
 
 
-def isfinite_number(value: float) -> bool:
-    """Whether the number is finite; integers of any size are."""
-    return isinstance(value, int) or isfinite(value)
+def finite(value: object) -> int | float | None:
+    """A number of any kind as Python's own, or ``None`` where it is no finite number; integers stay exact.
+
+    Example:
+        >>> finite(10**400) == 10**400, finite(0.5), finite(float("nan")), finite("1"), finite(True)
+        (True, 0.5, None, None, None)
+    """
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return None
+    if isinstance(value, Integral):
+        return int(value)
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return number if isfinite(number) else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -202,6 +202,35 @@ def test_presets_overrides_and_keys_build_on_one_another() -> None:
         model.estimate(workload="wan2-1-720")
 
 
+def test_an_empty_preset_is_not_the_default() -> None:
+    """An empty word names no preset, neither as an override nor as an argument."""
+    with pytest.raises(mm.InputError, match="^workload=: allowed is one of"):
+        mm.load("wan2.1-t2v-14b", "workload=''")
+    with pytest.raises(mm.InputError, match="^workload=: allowed is one of"):
+        mm.load("wan2.1-t2v-14b").estimate(workload="")
+
+
+@pytest.mark.parametrize("value", [1, None, True, ["a"], b"x", object()], ids=repr)
+def test_words_of_another_type_are_refused(value: Any) -> None:
+    """What is no text is bad input wherever a word is asked for."""
+    model = mm.load("wan2.1-t2v-14b")
+    with pytest.raises(mm.InputError, match="^model="):
+        mm.load(value)
+    with pytest.raises(mm.InputError, match="^override="):
+        mm.load("wan2.1-t2v-14b", value)
+    if value is not None:
+        with pytest.raises(mm.InputError, match="^workload="):
+            model.estimate(workload=value)
+
+
+def test_a_model_has_a_configuration_of_its_own() -> None:
+    """What is done with the configuration of one model changes no other."""
+    before = mm.load("wan2.1-t2v-1.3b").estimate().flops
+    config: Any = mm.load("wan2.1-t2v-1.3b").config
+    config["transformer"]["num_layers"] = 1
+    assert mm.load("wan2.1-t2v-1.3b").estimate().flops == before
+
+
 def test_repository_ids_are_aliases() -> None:
     """A Hugging Face repository id loads the model, in any case."""
     for name in ("Wan-AI/Wan2.1-T2V-14B", "Wan-AI/Wan2.1-T2V-14B-Diffusers", "wan-ai/wan2.1-t2v-14b"):

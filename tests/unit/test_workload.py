@@ -1,7 +1,10 @@
 """Workloads: bounds, rounding and geometry."""
 
+from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
+import numpy
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -43,6 +46,64 @@ def test_bounds_are_inclusive(key: str, bounds: tuple[int, int]) -> None:
     for value in (bounds[0] - 1, bounds[1] + 1):
         with pytest.raises(InputError, match=f"nearest: {bounds[0] if value < bounds[0] else bounds[1]}"):
             workload({**TINY, key: value})
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ("480", "'480' (str)"),
+        (480.0, "480.0 (float)"),
+        (None, "None (NoneType)"),
+        (numpy.float32(480), f"{numpy.float32(480)!r} (float32)"),
+        (numpy.array([480]), "array([480]) (ndarray)"),
+        (numpy.bool_(True), f"{numpy.bool_(True)!r} ({numpy.bool_.__name__})"),
+        (Fraction(480), "Fraction(480, 1) (Fraction)"),
+        ("x" * 400, f"'{'x' * 50}... (str)"),
+    ],
+)
+def test_a_value_of_another_type_is_shown_with_its_type(value: Any, text: str) -> None:
+    """What reads like a number and is none says what it is, in one short line."""
+    with pytest.raises(InputError) as error:
+        workload({**TINY, "height": value})
+    assert str(error.value) == f"height={text}: allowed is an integer from 1 to 65,536"
+
+
+@pytest.mark.parametrize("value", ["5", None, True, Decimal(5), complex(5), [5], numpy.array([5.0])])
+def test_a_decimal_of_another_type_is_shown_with_its_type(value: Any) -> None:
+    """What is no real number is refused as a scale, with its type."""
+    with pytest.raises(InputError, match=rf"^guidance_scale=.* \({type(value).__name__}\): allowed is a decimal"):
+        workload({**TINY, "guidance_scale": value})
+
+
+@pytest.mark.parametrize("value", [numpy.int64(64), numpy.uint8(64), numpy.array(64)])
+def test_integers_of_other_libraries_become_plain(value: Any) -> None:
+    """Whatever stands for an integer is kept as one of Python's."""
+    assert type(workload({**TINY, "height": value}).height) is int
+    assert workload({**TINY, "height": value}).height == 64
+
+
+@pytest.mark.parametrize(
+    ("value", "kept"),
+    [
+        (numpy.float32(2.5), float),
+        (numpy.float64(2.5), float),
+        (Fraction(5, 2), float),
+        (numpy.int64(3), int),
+        (3, int),
+    ],
+)
+def test_decimals_of_other_libraries_become_plain(value: Any, kept: type) -> None:
+    """Whatever stands for a real number is kept as one of Python's, an integer as an integer."""
+    scale = workload({**TINY, "guidance_scale": value}).guidance_scale
+    assert type(scale) is kept
+    assert scale == value
+
+
+@pytest.mark.parametrize("value", [Fraction(10**400), Fraction(10**400, 3), numpy.float32("inf"), 10**400])
+def test_a_number_past_all_decimals_is_refused(value: Any) -> None:
+    """What no decimal can hold is out of bounds like any other large number."""
+    with pytest.raises(InputError, match="^guidance_scale=.*at most 1000"):
+        workload({**TINY, "guidance_scale": value})
 
 
 def test_unknown_and_missing_keys_are_named() -> None:

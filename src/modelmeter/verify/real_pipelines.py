@@ -68,7 +68,7 @@ def kind_of(stage: str, inputs: Mapping[str, Tensor | torch.Tensor]) -> str:
 
 def video_of(shape: Sequence[int]) -> str:
     """What the pipeline gives, as a kind: [B, F, C, H, W]."""
-    return f"video({_by(shape)})"
+    return f"vae_decode.video({_by(shape)})"
 
 
 def _by(shape: Sequence[Any]) -> str:
@@ -141,7 +141,6 @@ def _counted(stage: str, method: Callable[..., Any], calls: Counter[str]) -> Cal
 def asked(config: Config, video: Workload) -> dict[str, Any]:
     """What the real pipeline is called with, as its user would."""
     kind = class_name(config, video)
-    size = video.width, video.height
     # no image has the size of the video, so that resizing shows
     image = Image.new("RGB", (40, 24))
     found: dict[str, Any] = {
@@ -162,7 +161,7 @@ def asked(config: Config, video: Workload) -> dict[str, Any]:
     if kind == VACE:
         found["reference_images"] = [image] * (video.num_reference_images or 0) or None
         if video.num_frames % 4 == 1:  # else the pipeline rounds, and makes an empty video of that many frames
-            found["video"] = [Image.new("RGB", size)] * video.num_frames
+            found["video"] = [Image.new("RGB", (video.width, video.height))] * video.num_frames
     return found
 
 
