@@ -8,7 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from modelmeter import cli
 from modelmeter.cli import main
+from modelmeter.report.formats import FORMATS
+from modelmeter.report.listing import LISTINGS
+from modelmeter.verify.run import KINDS
+from modelmeter.verify.settings import LOOPS
 
 BAD_OVERRIDES = [
     "height=0",
@@ -42,7 +47,14 @@ BAD_OVERRIDES = [
     "transformer._target_=os.system",
     "height=${oc.env:HOME}",
     "height=${width}",
+    "height=int(480)",
+    "height=str(480)",
+    "transformer.patch_size=[int(1),2,2]",
+    "height@foo=480",
+    "height@_global_=480",
     "workload=nothing",
+    "workload=",
+    "workload=''",
     "implementation=mine",
     "transformer.num_layers=0",
     "transformer.num_layers=1001",
@@ -101,6 +113,7 @@ def test_bad_overrides_exit_2_with_one_line(
         ["report", "wan2.1-t2v-15b"],
         ["report", ""],
         ["report", "wan2.1-t2v-14b", "-w", "nothing"],
+        ["report", "wan2.1-t2v-14b", "-w", ""],
         ["report", "wan2.1-t2v-14b", "--format", "yaml"],
         ["report", "wan2.1-t2v-14b", "--depth", "-1"],
         ["report", "wan2.1-t2v-14b", "--depth", "x"],
@@ -114,6 +127,10 @@ def test_bad_overrides_exit_2_with_one_line(
         ["verify", "nothing"],
         ["verify", "layers", "-m", "nothing"],
         ["verify", "layers", "-w", "nothing"],
+        ["verify", "core", "-w", ""],
+        ["verify", "core", "--device", ""],
+        ["verify", "core", "--reference", "nothing"],
+        ["verify", "core", "-m", "wan2.1-t2v-14b", "height=17"],
         ["verify", "layers", "--accept-rel-diff", "nan"],
         ["verify", "layers", "--accept-rel-diff", "-1"],
         ["verify", "layers", "--accept-rel-diff", "x"],
@@ -207,6 +224,22 @@ def test_a_standard_stream_is_written_and_not_replaced(redirection: str, device:
     lines = (tmp_path / "log").read_text().splitlines()
     assert (lines[0], lines[-1]) == ("before", "after")
     assert lines[1].split() == ["id", "title", "aliases"]
+
+
+def test_a_current_directory_that_is_gone_exits_2(tmp_path: Path) -> None:
+    """Where the current directory has been deleted, that is said in one line."""
+    done = shell("mkdir gone && cd gone && rmdir ../gone && $mm report wan2.1-t2v-14b", tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert_one_line(done.stderr)
+    assert done.stderr.startswith("modelmeter: current directory=")
+
+
+def test_the_words_of_the_command_line_are_those_of_the_library() -> None:
+    """Each choice offers what the library has, all of it and nothing else."""
+    assert [kind.value for kind in cli.ReportFormat] == list(FORMATS)
+    assert [kind.value for kind in cli.Listing] == list(LISTINGS)
+    assert [kind.value for kind in cli.Loop] == list(LOOPS)
+    assert [kind.value for kind in cli.Verify] == [*KINDS, "all"]
 
 
 def test_shell_completion_prints_what_a_shell_asks_for(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from math import inf, isfinite
 from typing import Any, TypeAlias
 
 from modelmeter.verify.settings import Tolerance
+from modelmeter.workload import finite
 
 #: Told in words what is about to be measured.
 Progress: TypeAlias = Callable[[str], None]
@@ -45,15 +46,11 @@ def rel_diff(analytic: float, reference: float) -> float:
         >>> rel_diff(101, 100), rel_diff(0, 0), rel_diff(1, 0), rel_diff(1, float("nan"))
         (0.01, 0.0, inf, inf)
     """
-    if not (_finite(analytic) and _finite(reference)):
+    if finite(analytic) is None or finite(reference) is None:
         return inf
     if analytic == reference:
         return 0.0
     return inf if reference == 0 else abs(analytic - reference) / abs(reference)
-
-
-def _finite(value: float) -> bool:
-    return isinstance(value, int) or isfinite(value)
 
 
 def shown(value: float) -> str:

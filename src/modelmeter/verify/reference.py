@@ -10,15 +10,13 @@ from typing import Any
 import torch
 
 from modelmeter.api import Model
-from modelmeter.errors import InputError, UnavailableError, choice
+from modelmeter.errors import InputError, UnavailableError
 from modelmeter.nn import Tensor
 from modelmeter.stage import Call, Reference, Stage
 from modelmeter.verify.compare import Progress
 from modelmeter.verify.device import check_memory, find_device, placed
 from modelmeter.verify.flop_counter import count, parameters
-
-#: Kinds of reference; without a choice the first that a component has.
-KINDS = ("diffusers", "modules")
+from modelmeter.verify.settings import REFERENCES as KINDS
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,8 +125,6 @@ class References:
     """
 
     def __init__(self, kind: str | None, device: str, progress: Progress = lambda _: None) -> None:
-        if kind is not None and kind not in KINDS:
-            raise choice("reference", kind, KINDS)
         self.kind = kind
         self.device = find_device(device)
         self._progress = progress

@@ -12,7 +12,7 @@ from modelmeter.errors import InputError, UnavailableError, choice
 from modelmeter.stage import Plan
 from modelmeter.verify.compare import Check, Progress, Verification
 from modelmeter.verify.core import core
-from modelmeter.verify.settings import LOOPS, Settings, settings
+from modelmeter.verify.settings import LOOPS, REFERENCES, Settings, settings
 
 if TYPE_CHECKING:
     from modelmeter.verify.reference import References
@@ -50,7 +50,8 @@ def verify(
     Args:
         models: models with their overrides.
         kinds: ``layers``, ``end2end``, ``core``.
-        workload: a preset; without one every preset, those that a model cannot run left out and listed.
+        workload: a preset; without one that of the overrides, or every preset, those that a model cannot run left
+            out and listed.
         reference: ``diffusers`` or ``modules``; without it diffusers where it has the class.
         device, accept_rel_diff: instead of what ``verify_run`` of the configuration says.
         loop: ``none`` scales one forward to a run, ``short`` runs two steps, ``full`` all of them.
@@ -70,6 +71,8 @@ def verify(
             raise choice("verification", kind, KINDS)
     if loop not in LOOPS:
         raise choice("loop", loop, LOOPS)
+    if reference is not None and reference not in REFERENCES:
+        raise choice("reference", reference, REFERENCES)
     # Every word is checked before anything runs.
     chosen = {
         (kind, model.id): settings(model.config, kind, device=device, accept_rel_diff=accept_rel_diff)
@@ -140,14 +143,18 @@ def _jobs(models: Sequence[Model], workload: str | None) -> tuple[list[Job], lis
     jobs: list[Job] = []
     refused: list[str] = []
     for model in models:
+        asked = model.overrides.preset if workload is None else workload
         own: list[Job] = []
-        for name in [workload] if workload else list(model.presets):
+        errors: dict[str, InputError] = {}
+        for name in model.presets if asked is None else [asked]:
             try:
                 own.append(Job(model, name, model.plan(model.workload(name)), first=not own))
             except InputError as error:
-                if workload:
-                    raise
-                refused.append(f"{model.id} {name}: {error}")
+                errors[name] = error
+        reasons = {str(error) for error in errors.values()}
+        if not own and len(reasons) == 1:  # what every preset is refused for is said once
+            raise next(iter(errors.values()))
+        refused += [f"{model.id} {name}: {error}" for name, error in errors.items()]
         if not own:
             raise InputError("model", model.id, f"a model with a preset that it can run; {'; '.join(refused)}")
         jobs += own

@@ -5,14 +5,18 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import isfinite
+from sys import float_info
 from typing import Any
 
 from modelmeter.errors import InputError
+from modelmeter.workload import finite
 
+#: Kinds of reference; without a choice the first that a component has.
+REFERENCES = ("diffusers", "modules")
 #: How the reference gets from one forward to a run: by scaling, two steps extrapolated, or all steps.
 LOOPS = ("none", "short", "full")
-DEVICE = re.compile(r"meta|cpu|cuda(:\d{1,3})?")
+#: Longer numbers than Python reads name no device either.
+DEVICE = re.compile(r"meta|cpu|cuda(:[0-9]{1,1000})?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,14 +71,15 @@ def settings(
         ('equal', 'within 0.01')
     """
     configured = config["verify_run"]
-    device = device or configured["device"]
-    if not DEVICE.fullmatch(device):
+    device = configured["device"] if device is None else device
+    if not (isinstance(device, str) and DEVICE.fullmatch(device)):
         raise InputError("device", device, "meta, cpu, cuda or cuda:N")
     if accept_rel_diff is None:
         return Settings(
             device=device,
             tolerance=Tolerance(configured["accept_rel_diff"][what], require_equal=configured["require_equal"]),
         )
-    if not (isfinite(accept_rel_diff) and accept_rel_diff >= 0):
+    accepted = finite(accept_rel_diff)
+    if accepted is None or not 0 <= accepted <= float_info.max:
         raise InputError("accept-rel-diff", accept_rel_diff, "a finite number from 0 up")
-    return Settings(device=device, tolerance=Tolerance(accept_rel_diff, require_equal=False))
+    return Settings(device=device, tolerance=Tolerance(float(accepted), require_equal=False))

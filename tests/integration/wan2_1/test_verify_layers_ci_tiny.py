@@ -248,8 +248,9 @@ def test_too_little_memory_is_refused(monkeypatch: pytest.MonkeyPatch, capsys: p
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
 def test_an_absent_device_is_unavailable(capsys: pytest.CaptureFixture[str]) -> None:
     """A valid device that is not there ends with status 3, another word with status 2."""
-    assert run("verify", "layers", "-m", "wan2.1-t2v-1.3b", "--device", "cuda:0") == 3
-    assert capsys.readouterr().err.count("\n") == 1
+    for device in ("cuda", "cuda:0", "cuda:9999"):
+        assert run("verify", "layers", "-m", "wan2.1-t2v-1.3b", "--device", device) == 3
+        assert capsys.readouterr().err.count("\n") == 1
     assert run("verify", "layers", "-m", "wan2.1-t2v-1.3b", "--device", "gpu") == 2
 
 

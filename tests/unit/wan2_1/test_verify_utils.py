@@ -2,7 +2,8 @@
 
 import json
 from dataclasses import replace
-from math import inf, isinf, nan
+from math import inf, isinf, nan, nextafter
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -63,6 +64,14 @@ def test_relative_difference_of_any_integers(analytic: int, reference: int) -> N
 def test_enforcement(tolerance: Tolerance, analytic: int, passes: bool) -> None:
     """Equality is asked for on top of the tolerance; without it, the tolerance itself still passes."""
     assert (check(row(analytic, 100), tolerance=tolerance).failures == ()) is passes
+
+
+def test_a_difference_of_exactly_the_tolerance_passes() -> None:
+    """The tolerance is the largest difference that passes, exactly; the next float above fails."""
+    assert rel_diff(3, 2) == 0.5
+    assert Tolerance(0.5, require_equal=False).accepts(0.5)
+    assert not Tolerance(0.5, require_equal=False).accepts(nextafter(0.5, 1))
+    assert not Tolerance(0.5, require_equal=False).accepts(nan)
 
 
 def test_zero_tolerance_is_equality() -> None:
@@ -131,18 +140,21 @@ def test_tolerances_have_one_source() -> None:
         assert settings(CONFIG, kind, accept_rel_diff=0.01).tolerance == Tolerance(0.01, require_equal=False)
 
 
-@pytest.mark.parametrize("value", [-1.0, nan, inf])
-def test_impossible_tolerances_are_refused(value: float) -> None:
-    """A negative, infinite or undefined tolerance is bad input."""
+@pytest.mark.parametrize("value", [-1.0, nan, inf, 10**400, True, "x", "0.1", [0.1]], ids=lambda value: str(value)[:9])
+def test_impossible_tolerances_are_refused(value: Any) -> None:
+    """A tolerance that is negative, infinite, undefined, too large for a decimal or no number is bad input."""
     with pytest.raises(InputError, match="^accept-rel-diff="):
         settings(CONFIG, "layers", accept_rel_diff=value)
 
 
-@pytest.mark.parametrize("device", ["tpu", "cuda:", "cuda:x", "CPU", "", "cuda:-1", "meta:0"])
-def test_impossible_devices_are_refused(device: str) -> None:
-    """A device other than meta, cpu, cuda and cuda:N is bad input."""
-    if device:
-        with pytest.raises(InputError, match="^device="):
-            settings(CONFIG, "layers", device=device)
-    else:
-        assert settings(CONFIG, "layers", device=device).device == "meta"
+@pytest.mark.parametrize("device", ["tpu", "cuda:", "cuda:x", "CPU", "", "cuda:-1", "meta:0", "cpu\n", "cuda:٣", 1])
+def test_impossible_devices_are_refused(device: Any) -> None:
+    """A device other than meta, cpu, cuda and cuda:N is bad input, an empty word too."""
+    with pytest.raises(InputError, match="^device="):
+        settings(CONFIG, "layers", device=device)
+
+
+@pytest.mark.parametrize("device", ["meta", "cpu", "cuda", "cuda:0", "cuda:9999", "cuda:" + "9" * 400])
+def test_words_for_devices_are_accepted(device: str) -> None:
+    """Every number names a device; whether it is there shows where PyTorch is asked."""
+    assert settings(CONFIG, "layers", device=device).device == device
