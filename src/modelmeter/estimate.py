@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from functools import cached_property
 from typing import Any
 
 from modelmeter.compiled import CompiledForward, inclusive
-from modelmeter.errors import choice
+from modelmeter.errors import choice, with_type
 from modelmeter.stage import Forward, Plan, Stage
 from modelmeter.workload import Geometry, Workload
 
@@ -154,7 +154,12 @@ class Estimate:
         return tuple(node for node in self.nodes if node.parent is None)
 
     def __getitem__(self, path: str) -> Node:
-        """The node of a path below the stages; ``*`` stands for one part of a path and sums what it matches."""
+        """The node of a path below the stages; ``*`` stands for one part of a path, or some of its letters.
+
+        What a star matches is summed; modules of different classes together are of the kind ``several``.
+        """
+        if not isinstance(path, str):
+            raise choice("node", with_type(path), [node.id for node in self.stages])
         parts = path.split(".")
         found = [node for node in self.nodes if _matches(node.id.split("."), parts)]
         if not found:
@@ -168,7 +173,7 @@ class Estimate:
         return Node(
             id=path,
             parent=None,
-            kind=found[0].kind,
+            kind=found[0].kind if len({node.kind for node in found}) == 1 else "several",
             calls=sum(node.calls for node in found),
             flops=sum(node.flops for node in found),
             own_flops=sum(node.own_flops for node in found),
@@ -178,7 +183,10 @@ class Estimate:
 
 
 def _matches(parts: list[str], pattern: list[str]) -> bool:
-    return len(parts) == len(pattern) and all(fnmatchcase(a, b) for a, b in zip(parts, pattern, strict=True))
+    return len(parts) == len(pattern) and all(
+        re.fullmatch(".*".join(map(re.escape, wanted.split("*"))), part)
+        for part, wanted in zip(parts, pattern, strict=True)
+    )
 
 
 def _candidates(nodes: tuple[Node, ...], parts: list[str]) -> list[str]:

@@ -188,6 +188,33 @@ def test_look_ups_find_nodes_by_path() -> None:
         estimate["transfomer"]
 
 
+def test_a_star_is_the_only_wildcard(models: dict[str, mm.Model]) -> None:
+    """A star matches within one part of a path; what means more to a shell is looked up as it stands."""
+    estimate = models["wan2.1-t2v-14b"].estimate()
+    assert estimate["transformer.blocks.3.attn*"].flops == sum(
+        estimate[f"transformer.blocks.3.attn{i}"].flops for i in (1, 2)
+    )
+    assert estimate["transformer.blocks.1*"].params == 11 * estimate["transformer.blocks.0"].params
+    for path in ("transformer.blocks.[0-3].attn1", "transformer.blocks.?", "transformer.block.", "*" + 20 * ".*", ""):
+        with pytest.raises(mm.InputError, match="^node="):
+            estimate[path]
+
+
+def test_a_sum_of_several_classes_is_of_no_class(models: dict[str, mm.Model]) -> None:
+    """Nodes of one class keep it when they are summed, others together are of the kind several."""
+    estimate = models["wan2.1-t2v-14b"].estimate()
+    assert estimate["transformer.blocks.*"].kind == estimate["transformer.blocks.0"].kind
+    assert estimate["transformer.*"].kind == "several"
+    assert estimate["transformer.*"].flops == estimate.flops - estimate["transformer"].own_flops
+
+
+@pytest.mark.parametrize("path", [None, 1, ["transformer"]])
+def test_a_look_up_of_another_type_is_refused(models: dict[str, mm.Model], path: Any) -> None:
+    """What is no text is no path."""
+    with pytest.raises(mm.InputError, match="^node="):
+        models["wan2.1-t2v-14b"].estimate()[path]
+
+
 def test_presets_overrides_and_keys_build_on_one_another() -> None:
     """Keys of estimate win over overrides of load, which win over the preset."""
     model = mm.load("wan2.1-t2v-14b", "height=480", "workload=wan2-1-512p")

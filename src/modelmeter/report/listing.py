@@ -34,12 +34,7 @@ def list_workloads(format: str) -> Output:
         (name, "all" if len(models) == everywhere else " ".join(models), *values)
         for (name, *values), models in found.items()
     ]
-    return _listed(WORKLOAD_COLUMNS, [(name, models, *_ordered(values)) for name, models, *values in rows], format)
-
-
-def _ordered(values: Sequence[object]) -> tuple[object, ...]:
-    batch, frames, height, width, steps, text, guidance, shift = values
-    return batch, frames, height, width, steps, text, guidance, shift
+    return _listed(WORKLOAD_COLUMNS, rows, format)
 
 
 def _listed(columns: Sequence[str], rows: Sequence[Sequence[object]], format: str) -> Output:

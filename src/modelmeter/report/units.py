@@ -12,12 +12,18 @@ def scaled(value: int, unit: str) -> str:
         >>> scaled(6_523_436_592_005_120, "FLOP"), scaled(0, "FLOP"), scaled(999, "")
         ('6.523 PFLOP', '0 FLOP', '999')
     """
-    for size, prefix in _PREFIXES:
-        if value >= size:
-            number = value / size
-            digits = 3 if number < 10 else 2 if number < 100 else 1
-            return f"{number:.{digits}f} {prefix}{unit}".strip()
-    return f"{value} {unit}".strip()
+    if value < 1000:
+        return f"{value} {unit}".strip()
+    value = _rounded(value)
+    size, prefix = next((size, prefix) for size, prefix in _PREFIXES if value >= size)
+    number = value / size
+    digits = 3 if number < 10 else 2 if number < 100 else 1
+    return f"{number:.{digits}f} {prefix}{unit}".strip()
+
+
+def _rounded(value: int) -> int:
+    """To four significant digits, before a prefix is chosen: 999,999 is 1.000 M."""
+    return round(value, 4 - len(str(value)))
 
 
 def share(part: int, whole: int) -> str:

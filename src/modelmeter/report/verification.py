@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
 
 from rich.console import Group, RenderableType
 from rich.markup import escape
@@ -12,6 +14,11 @@ from rich.table import Table
 from rich.text import Text
 
 from modelmeter.report.output import Output
+
+#: Analytic, reference and relative difference.
+Numbers: TypeAlias = tuple[int, int, float | str]
+#: A path with ``*`` where equal copies share the line, how many they are, and their numbers.
+Line: TypeAlias = tuple[str, int, Numbers]
 
 #: Most failures that a table lists; JSON has all.
 MOST_FAILURES = 20
@@ -37,10 +44,10 @@ def as_table(document: Mapping[str, Any], failures: Sequence[str]) -> Output:
     return Group(*sections, Text(verdict(document), style="bold"))
 
 
-def _section(rows: Mapping[tuple[Any, ...], int]) -> Table:
+def _section(rows: Sequence[Line]) -> Table:
     lines = [
         (f"{path} ({copies}x)" if copies > 1 else path, f"{analytic:,}", f"{reference:,}", _difference(difference))
-        for (path, analytic, reference, difference), copies in rows.items()
+        for path, copies, (analytic, reference, difference) in rows
     ]
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("module", no_wrap=True)
@@ -70,16 +77,38 @@ def _difference(value: float | str) -> str:
     return value if isinstance(value, str) else "0" if value == 0 else f"{value:.3g}"
 
 
-def _sections(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, ...], dict[tuple[Any, ...], int]]:
-    """Rows by check, model, workload and quantity, without those that are zero on both sides.
-
-    Those that differ only in the numbers of their path are counted together.
-    """
-    sections: dict[tuple[str, ...], dict[tuple[Any, ...], int]] = {}
+def _sections(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, ...], list[Line]]:
+    """Lines by check, model, workload and quantity, without those that are zero on both sides."""
+    sections: dict[tuple[str, ...], _Branch] = {}
     for row in rows:
         if row["analytic"] or row["reference"]:
-            path = ".".join("*" if part.isdigit() else part for part in row["id"].split("."))
-            folded = sections.setdefault((row["check"], row["model"], row["workload"], row["quantity"]), {})
-            key = (path, row["analytic"], row["reference"], row["rel_diff"])
-            folded[key] = folded.get(key, 0) + 1
-    return sections
+            key = (row["check"], row["model"], row["workload"], row["quantity"])
+            branch = sections.setdefault(key, _Branch())
+            for part in row["id"].split("."):
+                branch = branch.below.setdefault(part, _Branch())
+            branch.numbers.append((row["analytic"], row["reference"], row["rel_diff"]))
+    return {key: list(_lines(root, "", 1)) for key, root in sections.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class _Branch:
+    """What stands at a part of a path, and below it."""
+
+    numbers: list[Numbers] = field(default_factory=list)
+    below: dict[str, _Branch] = field(default_factory=dict)
+
+    @property
+    def shape(self) -> tuple[object, ...]:
+        """What makes a copy equal: the same numbers all the way down."""
+        return (*self.numbers, *((name, branch.shape) for name, branch in self.below.items()))
+
+
+def _lines(branch: _Branch, path: str, copies: int) -> Iterator[Line]:
+    """Parents before children; modules of a list share their lines where all of them are equal, as in a report."""
+    for numbers, times in Counter(branch.numbers).items():
+        yield path, copies * times, numbers
+    below = branch.below
+    if len(below) > 1 and all(map(str.isdigit, below)) and len({child.shape for child in below.values()}) == 1:
+        copies, below = copies * len(below), {"*": next(iter(below.values()))}
+    for name, child in below.items():
+        yield from _lines(child, f"{path}.{name}" if path else name, copies)

@@ -120,7 +120,22 @@ def test_depth_and_top_choose_rows() -> None:
 
 @pytest.mark.parametrize(
     ("value", "expected"),
-    [(0, "0 B"), (1, "1 B"), (999, "999 B"), (1000, "1.000 kB"), (12_345_678, "12.35 MB"), (10**21, "1000.0 EB")],
+    [
+        (0, "0 B"),
+        (1, "1 B"),
+        (999, "999 B"),
+        (1000, "1.000 kB"),
+        (9_999, "9.999 kB"),
+        (99_994, "99.99 kB"),
+        (99_996, "100.0 kB"),
+        (999_949, "999.9 kB"),
+        (999_951, "1.000 MB"),
+        (999_999, "1.000 MB"),
+        (9_999_999, "10.00 MB"),
+        (12_345_678, "12.35 MB"),
+        (10**18 - 1, "1.000 EB"),
+        (10**21, "1000.0 EB"),
+    ],
 )
 def test_units_keep_four_digits(value: int, expected: str) -> None:
     """Numbers are scaled by decimal prefixes to about four significant digits."""
