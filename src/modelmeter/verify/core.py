@@ -7,6 +7,7 @@ totals that leave something out.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -17,10 +18,10 @@ from modelmeter.nn import Body, trace
 from modelmeter.stage import Forward, Plan, Stage
 from modelmeter.verify.compare import Check, Row
 from modelmeter.verify.settings import Tolerance
-from modelmeter.workload import Workload
+from modelmeter.workload import BOUNDS, Workload
 
-#: Largest step by which a size is raised to see what more of it costs.
-LARGEST_STEP = 64
+#: Largest step between two sizes that run: the largest stride of a VAE (16) times the largest patch (64).
+LARGEST_STEP = 1024
 
 
 def core(model: Model, workload: str, plan: Plan, tolerance: Tolerance) -> Iterator[Check]:
@@ -90,36 +91,35 @@ def _parameters(model: Model, workload: str, plan: Plan) -> Iterator[Row]:
 
 def _scaled(model: Model, workload: str, video: Workload) -> Iterator[Row]:
     """Twice the steps or the videos are twice the transformer; every step costs the same."""
-    base = _transformer_flops(model, video)
-    more = {
-        "2 x num_inference_steps": replace(video, num_inference_steps=2 * video.num_inference_steps),
-        "2 x batch_size": replace(video, batch_size=2 * video.batch_size),
-    }
-    for what, doubled in more.items():
-        row = f"transformer [{what}]"
-        yield Row(model.id, workload, "transformer", row, "run_flops", _transformer_flops(model, doubled), 2 * base)
+    for key in ("num_inference_steps", "batch_size"):
+        value = getattr(video, key)
+        # where twice as many are out of bounds, half as many are doubled
+        base = value if 2 * value <= BOUNDS[key][1] else value // 2
+        once, twice = (_transformer_flops(model, replace(video, **{key: times * base})) for times in (1, 2))
+        yield Row(model.id, workload, "transformer", f"transformer [2 x {key}]", "run_flops", twice, 2 * once)
 
 
 def _not_monotonic(model: Model, workload: str, video: Workload) -> Iterator[str]:
-    """More frames, rows or columns cost more."""
-    base = _transformer_flops(model, video)
+    """More frames, rows or columns cost more: the next larger size, or the next smaller at the end of the range."""
+    place = f"{model.id} {workload} transformer"
     for key in ("num_frames", "height", "width"):
-        larger = _next_larger(model, video, key)
-        if larger is not None and _transformer_flops(model, larger) <= base:
-            step = f"{key}={getattr(larger, key)} costs no more than {getattr(video, key)}"
-            yield f"{model.id} {workload} transformer: {step}"
+        other = _next(model, video, key, 1) or _next(model, video, key, -1)
+        if other is None:
+            yield f"{place}: no other {key} than {getattr(video, key)} runs, so that nothing is known of more or less"
+            continue
+        smaller, larger = sorted((video, other), key=lambda size: int(getattr(size, key)))
+        if _transformer_flops(model, larger) <= _transformer_flops(model, smaller):
+            yield f"{place}: {key}={getattr(larger, key)} costs no more than {getattr(smaller, key)}"
 
 
-def _next_larger(model: Model, video: Workload, key: str) -> Workload | None:
-    """The next larger size that runs and gives more tokens; ``None`` at the end of the model's range."""
+def _next(model: Model, video: Workload, key: str, direction: int) -> Workload | None:
+    """The next size in a direction that runs and gives another number of tokens, if there is one."""
     tokens = model.plan(video).geometry.tokens
     for step in range(1, LARGEST_STEP + 1):
-        try:
-            larger = replace(video, **{key: getattr(video, key) + step})
-            if model.plan(larger).geometry.tokens > tokens:
-                return larger
-        except InputError:
-            continue
+        with suppress(InputError):
+            other = replace(video, **{key: getattr(video, key) + direction * step})
+            if model.plan(other).geometry.tokens != tokens:
+                return other
     return None
 
 
