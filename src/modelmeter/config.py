@@ -213,7 +213,7 @@ def _same_type(value: Any, current: Any) -> bool:
         return isinstance(value, bool) and isinstance(current, bool)
     if isinstance(current, float):
         return isinstance(value, int | float) and isfinite(value) and value > 0
-    return isinstance(value, type(current))
+    return value == current if isinstance(current, str) else isinstance(value, type(current))
 
 
 def applied(config: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

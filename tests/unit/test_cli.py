@@ -279,4 +279,4 @@ def test_the_table_is_plain_text_where_there_is_no_terminal() -> None:
     )
     text = done.stdout.decode("ascii")
     assert "\x1b" not in text
-    assert "652,343,659,200,512,000 FLOPs" in text
+    assert "652,992,567,022,616,576 FLOPs" in text

@@ -145,13 +145,13 @@ class Tensor:
         entries[at : at + 1] = [slice(None)] * (self.ndim - used)
         shape: list[Dim] = []
         strides: list[Dim] = []
-        dims = iter(zip(self.shape, self.strides, strict=True))
+        dims = list(zip(self.shape, self.strides, strict=True))
         for entry in entries:
-            if entry is None:
+            if entry is None:  # as unsqueeze: one step over all that follows
                 shape.append(1)
-                strides.append(0)
+                strides.append(prod(dims[0], start=1) if dims else 1)
                 continue
-            size, stride = next(dims)
+            size, stride = dims.pop(0)
             if isinstance(entry, slice):
                 shape.append(extent(entry, size))
                 strides.append(stride * (entry.step or 1))

@@ -11,11 +11,13 @@ from typing import Any, Literal
 import pytest
 import torch
 from diffusers import AutoencoderKLWan as Reference
+from diffusers.models.autoencoders import autoencoder_kl_wan
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from modelmeter.compiled import compile_forward
 from modelmeter.models.common.vae import AutoencoderKLWan, decode_call, encode_call
+from modelmeter.models.common.vae_layers import DupUp3D
 from modelmeter.models.common.vae_tiles import tiled_decode_call, tiled_encode_call
 from modelmeter.stage import Call
 from modelmeter.verify.flop_counter import Counted, count, parameters
@@ -314,6 +316,14 @@ def test_channels_that_cannot_be_grouped_are_refused(multiples: list[int]) -> No
         real(config)
     with pytest.raises(ValueError, match="no multiple of"):
         AutoencoderKLWan(**config)
+
+
+def test_repeats_that_do_not_fit_are_refused() -> None:
+    """The shortcut of the decoder refuses the channels that the real one refuses."""
+    with pytest.raises(AssertionError):
+        autoencoder_kl_wan.DupUp3D(3, 2, factor_t=1, factor_s=2)
+    with pytest.raises(ValueError, match="no multiple of"):
+        DupUp3D(3, 2, factor_t=1, factor_s=2)
 
 
 def test_attention_in_the_encoder_runs_in_neither() -> None:

@@ -10,33 +10,40 @@ from modelmeter.workload import Geometry, Workload
 
 #: Timesteps of the training schedule. Source: ``num_train_timesteps`` of the official and diffusers' schedulers.
 TRAIN_TIMESTEPS = 1000
+#: Source: ``eps`` in diffusers' ``UniPCMultistepScheduler.set_timesteps``.
+SIGMA_MARGIN = 1e-6
 
 
-def timesteps(steps: int, shift: float) -> list[int]:
+def timesteps(steps: int, shift: float, first_sigma: float) -> list[int]:
     """Timesteps of a flow-matching schedule, noisiest first, cut to integers as the schedulers do.
 
+    Args:
+        first_sigma: the noisiest sigma before it is shifted; the others follow at equal distances.
+
     Source: diffusers ``UniPCMultistepScheduler.set_timesteps`` with ``use_flow_sigmas``; the official
-    ``FlowUniPCMultistepScheduler`` and ``FlowDPMSolverMultistepScheduler`` give the same counts.
+    ``FlowUniPCMultistepScheduler``, and ``FlowDPMSolverMultistepScheduler``, which gives the same counts.
 
     Example:
-        >>> timesteps(40, 12.0)[:3], timesteps(40, 12.0)[-2:]
+        >>> timesteps(40, 12.0, 0.999)[:3], timesteps(40, 12.0, 0.999)[-2:]
         ([999, 997, 995], [386, 235])
     """
-    smallest = 1 / TRAIN_TIMESTEPS
-    sigmas = [1 - (1 + i * (smallest - 1) / steps) for i in range(steps, 0, -1)]
-    return [int(TRAIN_TIMESTEPS * (shift * sigma / (1 + (shift - 1) * sigma))) for sigma in sigmas]
+    step = (1 / TRAIN_TIMESTEPS - 1) / steps
+    sigmas = [i * step + first_sigma for i in range(steps)]
+    shifted = [shift * sigma / (1 + (shift - 1) * sigma) for sigma in sigmas]
+    # diffusers takes a sigma of 1 back a little, so that its logarithm stays finite
+    return [int(TRAIN_TIMESTEPS * min(sigma, 1 - SIGMA_MARGIN)) for sigma in shifted]
 
 
-def expert_steps(steps: int, shift: float, boundary: float) -> tuple[int, int]:
+def expert_steps(steps: int, shift: float, boundary: float, first_sigma: float) -> tuple[int, int]:
     """How many steps the high-noise expert runs, and how many the other.
 
     Source: ``t >= boundary * num_train_timesteps`` in both implementations.
 
     Example:
-        >>> expert_steps(40, 12.0, 0.875), expert_steps(40, 5.0, 0.9), expert_steps(40, 3.0, 0.875)
+        >>> expert_steps(40, 12.0, 0.875, 0.999), expert_steps(40, 5.0, 0.9, 0.999), expert_steps(40, 3.0, 0.875, 1.0)
         ((26, 14), (15, 25), (13, 27))
     """
-    high = sum(timestep >= boundary * TRAIN_TIMESTEPS for timestep in timesteps(steps, shift))
+    high = sum(timestep >= boundary * TRAIN_TIMESTEPS for timestep in timesteps(steps, shift, first_sigma))
     return high, steps - high
 
 
@@ -55,7 +62,8 @@ def expert_stages(config: Config, video: Workload, geometry: Geometry) -> tuple[
     """The noisy steps with one expert, the others with the other; one runs in a step."""
     dims = wan2_1.transformer_dims(config, video, geometry)
     assert video.flow_shift is not None
-    high, low = expert_steps(video.num_inference_steps, video.flow_shift, config["boundary"])
+    first_sigma = wan2_1.difference(config, "first_sigma")
+    high, low = expert_steps(video.num_inference_steps, video.flow_shift, config["boundary"], first_sigma)
     return (
         Stage(id="transformer", component="transformer", calls=(single(dims, high * video.guidance_passes),)),
         Stage(id="transformer_2", component="transformer_2", calls=(single(dims, low * video.guidance_passes),)),
