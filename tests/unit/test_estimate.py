@@ -191,10 +191,9 @@ def test_look_ups_find_nodes_by_path() -> None:
 def test_a_star_is_the_only_wildcard(models: dict[str, mm.Model]) -> None:
     """A star matches within one part of a path; what means more to a shell is looked up as it stands."""
     estimate = models["wan2.1-t2v-14b"].estimate()
-    assert estimate["transformer.blocks.3.attn*"].flops == sum(
-        estimate[f"transformer.blocks.3.attn{i}"].flops for i in (1, 2)
-    )
-    assert estimate["transformer.blocks.1*"].params == 11 * estimate["transformer.blocks.0"].params
+    attention = [estimate[f"transformer.blocks.1.attn{i}"].flops for i in (1, 2)]
+    assert estimate["transformer.blocks.1.attn*"].flops == sum(attention) > attention[0] > 0
+    assert estimate["transformer.blocks.1*"].params == estimate["transformer.blocks.1"].params
     for path in ("transformer.blocks.[0-3].attn1", "transformer.blocks.?", "transformer.block.", "*" + 20 * ".*", ""):
         with pytest.raises(mm.InputError, match="^node="):
             estimate[path]
@@ -205,7 +204,7 @@ def test_a_sum_of_several_classes_is_of_no_class(models: dict[str, mm.Model]) ->
     estimate = models["wan2.1-t2v-14b"].estimate()
     assert estimate["transformer.blocks.*"].kind == estimate["transformer.blocks.0"].kind
     assert estimate["transformer.*"].kind == "several"
-    assert estimate["transformer.*"].flops == estimate.flops - estimate["transformer"].own_flops
+    assert estimate["transformer.*"].flops == estimate["transformer"].flops - estimate["transformer"].own_flops
 
 
 @pytest.mark.parametrize("path", [None, 1, ["transformer"]])

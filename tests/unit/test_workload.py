@@ -10,13 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modelmeter.errors import InputError
-from modelmeter.workload import BOUNDS, Grid, Workload, round_frames, workload
+from modelmeter.workload import BOUNDS, COMMON_KEYS, MODEL_KEYS, Grid, Workload, round_frames, workload
 
 TINY = {"num_frames": 5, "height": 64, "width": 64, "num_inference_steps": 1}
 GRID = Grid(temporal_stride=4, spatial_stride=8, patch_size=(1, 2, 2), max_positions=1024)
 
 
-@pytest.mark.parametrize("key", BOUNDS)
+@pytest.mark.parametrize("key", sorted(set(BOUNDS) & set(COMMON_KEYS)))
 @pytest.mark.parametrize(
     "value", [0, -1, 1.5, 1e2, True, None, "81", float("nan"), float("inf"), 10**400, [1], "9" * 400]
 )
@@ -34,6 +34,9 @@ def test_integer_keys_refuse_everything_but_integers_in_bounds(key: str, value: 
 )
 def test_decimal_keys_refuse_what_is_not_finite_and_positive(key: str, value: Any) -> None:
     """Zero, negatives, too large, infinite and undefined numbers, booleans and texts are refused."""
+    if (key, value) == ("flow_shift", None):
+        assert workload({**TINY, key: value}).flow_shift is None
+        return
     with pytest.raises(InputError, match=f"^{key}="):
         workload({**TINY, key: value})
 
@@ -41,11 +44,28 @@ def test_decimal_keys_refuse_what_is_not_finite_and_positive(key: str, value: An
 @pytest.mark.parametrize(("key", "bounds"), BOUNDS.items())
 def test_bounds_are_inclusive(key: str, bounds: tuple[int, int]) -> None:
     """The smallest and the largest value of a key are accepted, their neighbours outside are not."""
+    own = {key: bounds[0]} if key in MODEL_KEYS else {}
     for value in bounds:
-        assert getattr(workload({**TINY, key: value}), key) == value
+        assert getattr(workload({**TINY, key: value}, own), key) == value
     for value in (bounds[0] - 1, bounds[1] + 1):
         with pytest.raises(InputError, match=f"nearest: {bounds[0] if value < bounds[0] else bounds[1]}"):
-            workload({**TINY, key: value})
+            workload({**TINY, key: value}, own)
+
+
+def test_keys_of_some_models_are_unknown_to_the_others() -> None:
+    """What only some models take is refused by name, and checked where a model takes it."""
+    with pytest.raises(InputError, match="^workload key=num_reference_images"):
+        workload({**TINY, "num_reference_images": 1})
+    own = {"num_reference_images": 0, "task": "t2v"}
+    assert workload(TINY, own).values["num_reference_images"] == 0
+    for key, value in (
+        ("num_reference_images", 1.0),
+        ("num_reference_images", "1"),
+        ("task", "v2v"),
+        ("task", ["t2v"]),
+    ):
+        with pytest.raises(InputError, match=f"^{key}="):
+            workload({**TINY, key: value}, own)
 
 
 @pytest.mark.parametrize(
