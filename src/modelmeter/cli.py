@@ -54,6 +54,7 @@ class Verify(StrEnum):
     layers = "layers"
     end2end = "end2end"
     core = "core"
+    pipelines = "pipelines"
     all = "all"
 
 

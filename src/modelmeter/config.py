@@ -27,7 +27,7 @@ from modelmeter.workload import COMMON_KEYS, DECIMALS
 #: Longest ``key=value`` that is read.
 LONGEST_OVERRIDE = 1000
 #: Keys of the configuration itself that a user may set, and their values.
-CHOICES: Mapping[str, tuple[str, ...]] = {"implementation": ("official", "diffusers")}
+CHOICES: Mapping[str, tuple[object, ...]] = {"implementation": ("official", "diffusers"), "vae_tiling": (False, True)}
 #: Sections whose plain values a user may set as ``section.key=value``.
 SECTIONS = ("transformer", "text_encoder", "image_encoder", "vae")
 
@@ -151,8 +151,8 @@ def parse_overrides(texts: Sequence[str], config: Mapping[str, Any]) -> Override
         elif key == "workload":
             preset = str(value)
         elif key in CHOICES:
-            if value not in CHOICES[key]:
-                raise choice(key, value, CHOICES[key])
+            if not any(value is word or (isinstance(value, str) and value == word) for word in CHOICES[key]):
+                raise choice(key, typed, [str(word).lower() for word in CHOICES[key]])
             changes[key] = value
         elif key in sections:
             if not _same_type(value, sections[key]):

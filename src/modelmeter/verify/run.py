@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 #: Packages whose versions a verification states.
 PACKAGES = ("torch", "diffusers", "transformers")
 #: Kinds of checks, in the order in which ``all`` runs them.
-KINDS = ("layers", "end2end", "core")
+KINDS = ("layers", "end2end", "core", "pipelines")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ def verify(
 
     Args:
         models: models with their overrides.
-        kinds: ``layers``, ``end2end``, ``core``.
+        kinds: ``layers``, ``end2end``, ``core``, ``pipelines``.
         workload: a preset; without one that of the overrides, or every preset, those that a model cannot run left
             out and listed.
         reference: ``diffusers`` or ``modules``; without it diffusers where it has the class.
@@ -80,12 +80,12 @@ def verify(
         for model in models
     }
     jobs, refused = _jobs(models, workload)
-    needed = {setting.device for (kind, _), setting in chosen.items() if kind != "core"}
+    needed = {setting.device for (kind, _), setting in chosen.items() if kind in ("layers", "end2end")}
     found = {name: _references(reference, name, progress) for name in needed}
     for references in found.values():
         refused += _without_reference(jobs, references)
     checks: list[Check] = []
-    for check in _checks(kinds, jobs, chosen, found, loop):
+    for check in _checks(kinds, jobs, chosen, found, loop, progress):
         checks.append(check)
         if check.failures:  # fail fast: the next forward is not measured
             break
@@ -97,10 +97,22 @@ def _references(kind: str | None, device: str, progress: Progress) -> References
     try:
         from modelmeter.verify.reference import References
     except ImportError as error:
-        raise UnavailableError(
-            f"package {error.name} is not installed; install it with: pip install 'modelmeter-video[verify]'"
-        ) from None
+        raise _not_installed(error) from None
     return References(kind, device, progress)
+
+
+def _pipelines() -> Callable[..., Iterator[Check]]:
+    try:
+        from modelmeter.verify.pipelines import pipelines
+    except ImportError as error:
+        raise _not_installed(error) from None
+    return pipelines
+
+
+def _not_installed(error: ImportError) -> UnavailableError:
+    return UnavailableError(
+        f"package {error.name} is not installed; install it with: pip install 'modelmeter-video[verify]'"
+    )
 
 
 def _without_reference(jobs: Sequence[Job], references: References) -> list[str]:
@@ -121,6 +133,7 @@ def _checks(
     chosen: dict[tuple[str, str], Settings],
     found: dict[str, References],
     loop: str,
+    progress: Progress,
 ) -> Iterator[Check]:
     for kind in kinds:
         for job in jobs:
@@ -132,10 +145,13 @@ def _checks(
                 from modelmeter.verify.layers import layers
 
                 yield from layers(*what, found[setting.device], setting.tolerance, with_params=job.first)
-            else:
+            elif kind == "end2end":
                 from modelmeter.verify.end2end import end2end
 
                 yield from end2end(*what, found[setting.device], setting.tolerance, loop=loop)
+            elif job.first:  # sizes say nothing about calls: one preset and its variations are enough
+                pipelines = _pipelines()
+                yield from pipelines(job.model, job.workload, setting.tolerance, progress=progress)
 
 
 def _jobs(models: Sequence[Model], workload: str | None) -> tuple[list[Job], list[str]]:
@@ -152,12 +168,14 @@ def _jobs(models: Sequence[Model], workload: str | None) -> tuple[list[Job], lis
             except InputError as error:
                 errors[name] = error
         reasons = {str(error) for error in errors.values()}
-        if not own and len(reasons) == 1:  # what every preset is refused for is said once
+        if not own and len(reasons) == 1 and len(models) == 1:  # what every preset is refused for is said once
             raise next(iter(errors.values()))
         refused += [f"{model.id} {name}: {error}" for name, error in errors.items()]
-        if not own:
+        if not own and (asked is None or len(models) == 1):
             raise InputError("model", model.id, f"a model with a preset that it can run; {'; '.join(refused)}")
         jobs += own
+    if not jobs:
+        raise InputError("workload", workload, f"a preset that a model can run; {'; '.join(refused)}")
     return jobs, refused
 
 

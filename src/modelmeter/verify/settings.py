@@ -57,7 +57,7 @@ def settings(
     """The settings of a kind of verification, from ``verify_run`` of a composed configuration.
 
     Args:
-        what: ``layers``, ``end2end`` or ``core``.
+        what: ``layers``, ``end2end``, ``core``; any other kind has the default tolerance.
         device: instead of the configured one.
         accept_rel_diff: instead of the configured tolerance and of ``require_equal``.
 
@@ -77,7 +77,7 @@ def settings(
     if accept_rel_diff is None:
         return Settings(
             device=device,
-            tolerance=Tolerance(configured["accept_rel_diff"][what], require_equal=configured["require_equal"]),
+            tolerance=Tolerance(configured["accept_rel_diff"].get(what, configured["accept_rel_diff"]["default"]), require_equal=configured["require_equal"]),
         )
     accepted = finite(accept_rel_diff)
     if accepted is None or not 0 <= accepted <= float_info.max:

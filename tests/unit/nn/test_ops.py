@@ -37,6 +37,8 @@ THEIRS = SimpleNamespace(
         "upsample_nearest_exact": lambda x, scale: F.interpolate(x, scale_factor=scale, mode="nearest-exact"),
         "vector_norm": lambda x, dim: torch.linalg.vector_norm(x, dim=dim, keepdim=True),
         "normalize": lambda x, dim: F.normalize(x, dim=dim),
+        "new_ones": lambda like, shape: like.new_ones(shape),
+        "new_zeros": lambda like, shape: like.new_zeros(shape),
         "arange": lambda length, dtype=torch.float32: torch.arange(length, dtype=dtype, device="meta"),
     }
 )
@@ -192,6 +194,8 @@ ROWS = [
     Row("pad, three dimensions", "bf16: B 4 S 8 8", lambda f, x: f.pad(x, (1, 1, 1, 1, 2, 0))),
     Row("pad, by nothing", "B S 8", lambda f, x: f.pad(x, (0, 0, 0, 0))),
     Row("pad, transposed", "B S 64", lambda f, x: f.pad(x.transpose(1, 2), (1, 0))),
+    Row("ones", "bf16: B S 64", lambda f, x: f.new_ones(x, (x.shape[1], 3))),
+    Row("zeros", "B S 64", lambda f, x: f.new_zeros(x, (x.shape[0], 0, 64))),
     Row("arange", "B", lambda f, x: f.arange(128) * x[:1]),
     Row("arange, of a size", "B S", lambda f, x: f.arange(x.shape[1])),
     Row("arange, whole numbers", "B", lambda f, x: f.arange(7, f.int64)),

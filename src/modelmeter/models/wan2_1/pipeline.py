@@ -11,6 +11,7 @@ from modelmeter.models.common.checks import check_component
 from modelmeter.models.common.image_encoder import CLIPVisionModel
 from modelmeter.models.common.text_encoder import UMT5EncoderModel
 from modelmeter.models.common.vae import AutoencoderKLWan, decode_call, encode_call
+from modelmeter.models.common.vae_tiles import tiled_decode_call, tiled_encode_call
 from modelmeter.models.wan2_1.architecture import IMAGE_TOKENS, MAX_POSITIONS, transformer_arguments
 from modelmeter.models.wan2_1.transformer import KEEP_IN_FP32, TEXT_TOKENS_WITH_IMAGES, Wan2_1DiTModel
 from modelmeter.models.wan2_1.vace import WanVACETransformer3DModel
@@ -69,11 +70,14 @@ def references(config: Config) -> dict[str, dict[str, Reference]]:
     encoders = "modelmeter.verify.transformers_models"
     vace = "vace_layers" in arguments
     real = Reference("diffusers", "WanVACETransformer3DModel" if vace else "WanTransformer3DModel", arguments)
+    vae = Reference("diffusers", "AutoencoderKLWan", config["vae"], method="decode")
+    if config["vae_tiling"]:
+        vae = replace(vae, package="modelmeter.verify.vae_models", name="build_tiled_vae")
     found = {
         "text_encoder": {"diffusers": Reference(encoders, "build_text_encoder", config["text_encoder"])},
-        "vae_encode": {"diffusers": Reference("diffusers", "AutoencoderKLWan", config["vae"], method="encode")},
+        "vae_encode": {"diffusers": replace(vae, method="encode")},
         "transformer": {"diffusers": real},
-        "vae_decode": {"diffusers": Reference("diffusers", "AutoencoderKLWan", config["vae"], method="decode")},
+        "vae_decode": {"diffusers": vae},
     }
     if "image_encoder" in config:
         found["image_encoder"] = {
@@ -152,10 +156,23 @@ def vae_stage(id: str, *calls: Call) -> Stage:
     return Stage(id=id, component="vae", calls=calls)
 
 
-def decode_stage(video: Workload, geometry: Geometry) -> Stage:
+def decode_stage(config: Config, video: Workload, geometry: Geometry) -> Stage:
     """All latent frames of the video to pixels."""
-    sizes = geometry.latent_height, geometry.latent_width
-    return vae_stage("vae_decode", decode_call(video.batch_size, geometry.latent_frames, *sizes, times=1))
+    sizes = video.batch_size, geometry.latent_frames, geometry.latent_height, geometry.latent_width
+    if config["vae_tiling"]:
+        stride = config["vae"]["scale_factor_spatial"]
+        return vae_stage("vae_decode", tiled_decode_call(*sizes, 1, scale_factor_spatial=stride))
+    return vae_stage("vae_decode", decode_call(*sizes, 1))
+
+
+def encoded(config: Config, batch: int, frames: int, geometry: Geometry, times: int = 1) -> Call:
+    """A video of that many latent frames encoded, ``times`` times."""
+    sizes = batch, frames, geometry.latent_height, geometry.latent_width
+    if config["vae_tiling"]:
+        vae = config["vae"]
+        strides = {"scale_factor_spatial": vae["scale_factor_spatial"], "patch_size": vae["patch_size"]}
+        return tiled_encode_call(*sizes, times, **strides)
+    return encode_call(*sizes, times)
 
 
 # -- pipelines ---------------------------------------------------------------------------------------------------
@@ -167,7 +184,7 @@ def plan_text_to_video(config: Config, video: Workload) -> Plan:
     stages = (
         text_encoder_stage(config, video),
         transformer_stage(config, video, geometry),
-        decode_stage(video, geometry),
+        decode_stage(config, video, geometry),
     )
     return Plan(workload=video, geometry=geometry, stages=stages, warnings=tuple(warnings))
 
@@ -184,18 +201,17 @@ def plan_image_to_video(config: Config, video: Workload) -> Plan:
     stages = (
         text_encoder_stage(config, video),
         Stage(id="image_encoder", component="image_encoder", calls=(images,)),
-        encode_whole_video(geometry),
+        encode_whole_video(config, geometry),
         transformer_stage(config, video, geometry),
-        decode_stage(video, geometry),
+        decode_stage(config, video, geometry),
     )
     warnings += dropped_frames(video)
     return Plan(workload=video, geometry=geometry, stages=stages, warnings=tuple(warnings))
 
 
-def encode_whole_video(geometry: Geometry) -> Stage:
+def encode_whole_video(config: Config, geometry: Geometry) -> Stage:
     """The image followed by empty frames, all of which are encoded; once for all videos of a batch."""
-    sizes = geometry.latent_height, geometry.latent_width
-    return vae_stage("vae_encode", encode_call(1, geometry.latent_frames, *sizes, times=1))
+    return vae_stage("vae_encode", encoded(config, 1, geometry.latent_frames, geometry))
 
 
 def dropped_frames(video: Workload) -> list[str]:
@@ -207,15 +223,14 @@ def dropped_frames(video: Workload) -> list[str]:
 def plan_vace(config: Config, video: Workload) -> Plan:
     """As text to video, with the inactive and the reactive video and every reference image encoded first."""
     video, geometry, warnings = prepared(config, video)
-    sizes = geometry.latent_height, geometry.latent_width
-    encodes = [encode_call(video.batch_size, geometry.latent_frames, *sizes, times=2)]
+    encodes = [encoded(config, video.batch_size, geometry.latent_frames, geometry, times=2)]
     if video.num_reference_images:
-        encodes.append(encode_call(1, 1, *sizes, times=video.batch_size * video.num_reference_images))
+        encodes.append(encoded(config, 1, 1, geometry, times=video.batch_size * video.num_reference_images))
     stages = (
         text_encoder_stage(config, video),
         vae_stage("vae_encode", *encodes),
         transformer_stage(config, video, geometry),
-        decode_stage(video, geometry),
+        decode_stage(config, video, geometry),
     )
     warnings += dropped_frames(video)
     return Plan(workload=video, geometry=geometry, stages=stages, warnings=tuple(warnings))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from modelmeter.models.common.vae import encode_call
 from modelmeter.models.wan2_1 import pipeline as wan2_1
 from modelmeter.models.wan2_1.pipeline import Config
 from modelmeter.stage import Component, Pipeline, Plan, Reference, Stage, single
@@ -76,7 +75,7 @@ def plan_text_to_video(config: Config, video: Workload) -> Plan:
     stages = (
         wan2_1.text_encoder_stage(config, video),
         *expert_stages(config, video, geometry),
-        wan2_1.decode_stage(video, geometry),
+        wan2_1.decode_stage(config, video, geometry),
     )
     return Plan(workload=video, geometry=geometry, stages=stages, warnings=tuple(warnings))
 
@@ -86,9 +85,9 @@ def plan_image_to_video(config: Config, video: Workload) -> Plan:
     video, geometry, warnings = wan2_1.prepared(config, video)
     stages = (
         wan2_1.text_encoder_stage(config, video),
-        wan2_1.encode_whole_video(geometry),
+        wan2_1.encode_whole_video(config, geometry),
         *expert_stages(config, video, geometry),
-        wan2_1.decode_stage(video, geometry),
+        wan2_1.decode_stage(config, video, geometry),
     )
     warnings += wan2_1.dropped_frames(video)
     return Plan(workload=video, geometry=geometry, stages=stages, warnings=tuple(warnings))
@@ -97,13 +96,12 @@ def plan_image_to_video(config: Config, video: Workload) -> Plan:
 def plan_text_image_to_video(config: Config, video: Workload) -> Plan:
     """One transformer for both tasks; for ``i2v`` the image alone is encoded."""
     video, geometry, warnings = wan2_1.prepared(config, video)
-    sizes = geometry.latent_height, geometry.latent_width
-    image = (wan2_1.vae_stage("vae_encode", encode_call(1, 1, *sizes, times=1)),) if video.task == "i2v" else ()
+    image = (wan2_1.vae_stage("vae_encode", wan2_1.encoded(config, 1, 1, geometry)),) if video.task == "i2v" else ()
     stages = (
         wan2_1.text_encoder_stage(config, video),
         *image,
         wan2_1.transformer_stage(config, video, geometry),
-        wan2_1.decode_stage(video, geometry),
+        wan2_1.decode_stage(config, video, geometry),
     )
     return Plan(workload=video, geometry=geometry, stages=stages, warnings=tuple(warnings))
 
