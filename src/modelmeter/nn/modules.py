@@ -148,9 +148,10 @@ def _signature(trace: Trace, module: Module) -> object:
 
 
 def _key(value: Any, known: dict[int, int]) -> object:
-    """Arguments as a key: tensors by layout, and by which of them share a storage."""
+    """Arguments as a key: tensors by layout, and by which of them are the same or share a storage."""
     if isinstance(value, Tensor):
-        return value.shape, value.dtype, value._strides, known.setdefault(id(value.storage), len(known))
+        same = known.setdefault(id(value.storage), len(known)), known.setdefault(id(value), len(known))
+        return value.shape, value.dtype, value._strides, same
     if isinstance(value, tuple | list):
         return tuple([_key(item, known) for item in value])
     return value

@@ -103,12 +103,17 @@ class Trace:
     @contextmanager
     def body(self, module: Module) -> Iterator[Body]:
         """Open the record of a call that really runs."""
-        body = Body(type(module).__name__, self.names[id(module)])
+        body = Body(type(module).__name__, self._path(module))
         self.open.append((body, self.live))
         try:
             yield body
         finally:
             self.open.pop()
+
+    def _path(self, module: Module) -> str:
+        if id(module) not in self.names:
+            raise RuntimeError(f"a {type(module).__name__} is called that is no part of the traced module")
+        return self.names[id(module)]
 
     def called(self, body: Body, module: Module, live: Dim) -> None:
         """Append a finished call to the body of its caller, or as the root."""
@@ -116,7 +121,7 @@ class Trace:
             self.roots.append(body)
             return
         caller, start = self.open[-1]
-        name = self.names[id(module)]
+        name = self._path(module)
         prefix = f"{caller.path}." if caller.path else ""
         if not name.startswith(prefix):
             raise RuntimeError(f"{caller.path or 'the root'} calls {name}, which is not one of its own modules")

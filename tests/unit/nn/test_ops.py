@@ -139,6 +139,8 @@ ROWS = [
     Row("attention, heads behind", "f16: B S 3 64, f16: B L 3 64, f16: B L 3 64", heads_behind),
     Row("attention, single, heads behind", "B S 3 64, B L 3 64, B L 3 64", heads_behind),
     Row("attention, wide heads", "bf16: B 1 S 384", lambda f, q: f.scaled_dot_product_attention(q, q, q)),
+    Row("attention, widest heads of flash", "bf16: B 1 S 256", lambda f, q: f.scaled_dot_product_attention(q, q, q)),
+    Row("attention, heads past flash", "bf16: B 1 S 257", lambda f, q: f.scaled_dot_product_attention(q, q, q)),
     Row(
         "attention, mask",
         "bf16: B 3 S 64, bf16: B 3 L 64, bf16: B 3 S L",
