@@ -90,6 +90,21 @@ def test_what_is_varied_decides_about_calls() -> None:
     }
 
 
+@pytest.mark.parametrize("model", ["wan2.1-i2v-14b-480p", "wan2.2-ti2v-5b"])
+def test_tiles_change_no_call_of_the_pipeline(model: str) -> None:
+    """Where the VAE runs tile by tile, the pipeline calls it as before."""
+    (tiled,), (whole,) = checks(mm.load(model, "vae_tiling=true")), checks(mm.load(model))
+    assert (tiled.failures, tiled.rows) == ((), whole.rows)
+
+
+def test_models_that_differ_in_what_is_made_tiny_run_once() -> None:
+    """The two sizes of a model share the runs of one real pipeline."""
+    list(pipelines(mm.load("wan2.1-t2v-1.3b"), "official-480p", EQUAL))
+    ran = verify_pipelines.recorded.cache_info().misses
+    list(pipelines(mm.load("wan2.1-t2v-14b"), "official-480p", EQUAL))
+    assert verify_pipelines.recorded.cache_info().misses == ran
+
+
 # -- every way to be wrong ---------------------------------------------------------------------------------------
 
 

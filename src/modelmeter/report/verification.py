@@ -24,7 +24,12 @@ Line: TypeAlias = tuple[str, int, Numbers]
 MOST_FAILURES = 20
 
 #: What the numbers of a section are.
-TITLES = {"flops": "FLOPs of one forward", "run_flops": "FLOPs of the whole run", "params": "parameters", "calls": "calls"}
+TITLES = {
+    "flops": "FLOPs of one forward",
+    "run_flops": "FLOPs of the whole run",
+    "params": "parameters",
+    "calls": "calls",
+}
 
 
 def as_json(document: Mapping[str, Any]) -> str:

@@ -31,6 +31,11 @@ TINY: Mapping[str, Mapping[str, Any]] = {
     "image_encoder": {"intermediate_size": 32, "num_hidden_layers": 1},
 }
 TINY_VACE_LAYERS = (0,)
+#: What a configuration says beside the components: models that differ in no more than this run once.
+DESCRIPTIVE = (
+    *("id", "title", "aliases", "source", "default_workload", "workloads", "workload_keys"),
+    *("official", "official_720p", "verify_run"),
+)
 #: Most of a workload that is kept: a larger one says nothing more about the calls.
 MOST = {"batch_size": 2, "text_len": 512, "num_reference_images": 2}
 #: Most steps that are run: of one transformer, and of two experts that share them.
@@ -146,7 +151,7 @@ def tiny(config: Config) -> dict[str, Any]:
     parts = {part: {**config[part], **sizes} for part, sizes in TINY.items() if part in config}
     if "vace_layers" in config["transformer"]:
         parts["transformer"]["vace_layers"] = list(TINY_VACE_LAYERS)
-    others = {key: config[key] for key in ("pipeline", "boundary", "differences") if key in config}
+    others = {key: value for key, value in config.items() if key not in DESCRIPTIVE}
     return {**others, "implementation": "diffusers", **parts}
 
 

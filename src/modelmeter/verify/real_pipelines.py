@@ -117,6 +117,8 @@ def build(config: Config, video: Workload, calls: Counter[str]) -> Any:
     kind = getattr(diffusers, class_name(config, video))
     pipe = kind(tokenizer=Tokenizer(), scheduler=scheduler, **components, **options)
     pipe.set_progress_bar_config(disable=True)
+    if config["vae_tiling"]:
+        pipe.vae.enable_tiling()
     return pipe
 
 

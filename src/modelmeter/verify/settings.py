@@ -77,7 +77,10 @@ def settings(
     if accept_rel_diff is None:
         return Settings(
             device=device,
-            tolerance=Tolerance(configured["accept_rel_diff"].get(what, configured["accept_rel_diff"]["default"]), require_equal=configured["require_equal"]),
+            tolerance=Tolerance(
+                configured["accept_rel_diff"].get(what, configured["accept_rel_diff"]["default"]),
+                require_equal=configured["require_equal"],
+            ),
         )
     accepted = finite(accept_rel_diff)
     if accepted is None or not 0 <= accepted <= float_info.max:
