@@ -84,7 +84,8 @@ class Model:
             InputError: an unknown preset or key, or a value that the model cannot run.
 
         Example:
-            >>> load("wan2.1-t2v-1.3b").estimate(num_inference_steps=1, guidance_scale=1).flops
+            >>> estimate = load("wan2.1-t2v-1.3b").estimate(num_inference_steps=1, guidance_scale=1)
+            >>> estimate["transformer"].flops
             283001787777024
         """
         plan = self.plan(self.workload(workload, **keys))

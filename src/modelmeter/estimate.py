@@ -105,7 +105,7 @@ class Estimate:
     Example:
         >>> import modelmeter as mm
         >>> estimate = mm.load("wan2.1-t2v-1.3b").estimate(num_inference_steps=1, guidance_scale=1)
-        >>> estimate.flops == estimate["transformer"].flops
+        >>> estimate.flops == sum(stage.flops for stage in estimate.stages)
         True
     """
 

@@ -10,7 +10,7 @@ import modelmeter as mm
 
 @hydra.main(version_base=None, config_path=None)
 def run(config):
-    print(mm.load("wan2.1-t2v-1.3b", "num_inference_steps=1", "guidance_scale=1").estimate().flops)
+    print(mm.load("wan2.1-t2v-1.3b", "num_inference_steps=1", "guidance_scale=1").estimate()["transformer"].flops)
     print(hydra.core.global_hydra.GlobalHydra.instance().is_initialized())
 
 run()
