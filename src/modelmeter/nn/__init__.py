@@ -15,9 +15,7 @@ from modelmeter.nn.dtype import (
     int64,
     uint64,
 )
-from modelmeter.nn.layers import Sequential, ZeroPad2d
-from modelmeter.nn.layout import Shape
-from modelmeter.nn.modules import (
+from modelmeter.nn.layers import (
     GELU,
     Conv2d,
     Conv3d,
@@ -26,14 +24,14 @@ from modelmeter.nn.modules import (
     Identity,
     LayerNorm,
     Linear,
-    Module,
     ModuleList,
-    Record,
     RMSNorm,
+    Sequential,
     SiLU,
-    trace,
-    trace_function,
+    ZeroPad2d,
 )
+from modelmeter.nn.layout import Shape
+from modelmeter.nn.modules import Module, Record, trace, trace_function
 from modelmeter.nn.polynomial import Dim, Polynomial, at_least, evaluate, substitute, symbol, to_text
 from modelmeter.nn.tensor import Buffer, Parameter, Tensor
 from modelmeter.nn.tracing import Body, Call, Op, Spec
