@@ -44,6 +44,7 @@ class Conv2d(Module):
     """[B, in_channels, H, W] -> [B, out_channels, H', W'], with ``padding`` zeros on every side.
 
     Example:
+        >>> from modelmeter.nn import float32, trace
         >>> trace(Conv2d(3, 32, (14, 14), stride=(14, 14), bias=False), Tensor((1, 3, 28, 28), float32)).outputs.shape
         (1, 32, 2, 2)
     """
@@ -71,6 +72,7 @@ class Conv3d(Module):
     """[B, in_channels, T, H, W] -> [B, out_channels, T', H', W'], no padding.
 
     Example:
+        >>> from modelmeter.nn import float32, trace
         >>> trace(Conv3d(16, 32, (1, 2, 2), stride=(1, 2, 2)), Tensor((1, 16, 5, 8, 8), float32)).outputs.shape
         (1, 32, 5, 4, 4)
     """
