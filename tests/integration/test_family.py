@@ -83,6 +83,18 @@ def test_forwards_cost_what_was_measured(
             assert stage.params == params
 
 
+def test_every_module_of_every_component_is_equal() -> None:
+    """At the official 480p size, every module of every component of the family equals the real class at full size."""
+    names = ["wan2.1-i2v-14b-480p", "wan2.1-flf2v-14b", "wan2.1-vace-1.3b", "wan2.1-vace-14b"]
+    names += ["wan2.2-t2v-a14b", "wan2.2-i2v-a14b", "wan2.2-ti2v-5b"]
+    result = verify([mm.load(name) for name in names], ("layers",), workload="official-480p")
+    assert result.failures == ()
+    assert {row.model for row in result.rows} == set(names)
+    assert {row.stage for row in result.rows} == {
+        *("text_encoder", "image_encoder", "vae_encode", "transformer", "transformer_2", "vae_decode")
+    }
+
+
 def test_the_image_encoder_runs_31_or_32_layers() -> None:
     """The official code runs 31 of the 32 layers of CLIP, diffusers all; both were measured."""
     official = mm.load("wan2.1-i2v-14b-480p").estimate()["image_encoder"]
