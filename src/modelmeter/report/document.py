@@ -14,8 +14,8 @@ def document(estimate: Estimate) -> dict[str, Any]:
 
     Example:
         >>> import modelmeter as mm
-        >>> document(mm.load("wan2.1-t2v-1.3b").estimate())["totals"]["params"]
-        1418996800
+        >>> document(mm.load("wan2.1-t2v-1.3b").estimate())["schema"]
+        'modelmeter.report/1'
     """
     return {
         "schema": SCHEMA,

@@ -158,6 +158,7 @@ def _jobs(models: Sequence[Model], workload: str | None) -> tuple[list[Job], lis
     """What runs, and which pairs of model and preset cannot."""
     jobs: list[Job] = []
     refused: list[str] = []
+    reason: InputError | None = None
     for model in models:
         asked = model.overrides.preset if workload is None else workload
         own: list[Job] = []
@@ -173,9 +174,10 @@ def _jobs(models: Sequence[Model], workload: str | None) -> tuple[list[Job], lis
         refused += [f"{model.id} {name}: {error}" for name, error in errors.items()]
         if not own and (asked is None or len(models) == 1):
             raise InputError("model", model.id, f"a model with a preset that it can run; {'; '.join(refused)}")
+        reason = reason or next(iter(errors.values()), None)
         jobs += own
-    if not jobs:
-        raise InputError("workload", workload, f"a preset that a model can run; {'; '.join(refused)}")
+    if not jobs and reason is not None:  # no model runs it: what the first says is enough
+        raise reason
     return jobs, refused
 
 

@@ -197,7 +197,7 @@ ROWS = [
     Row("pad, by nothing", "B S 8", lambda f, x: f.pad(x, (0, 0, 0, 0))),
     Row("pad, transposed", "B S 64", lambda f, x: f.pad(x.transpose(1, 2), (1, 0))),
     Row("ones", "bf16: B S 64", lambda f, x: f.new_ones(x, (x.shape[1], 3))),
-    Row("zeros", "B S 64", lambda f, x: f.new_zeros(x, (x.shape[0], 0, 64))),
+    Row("zeros", "B S 64", lambda f, x: f.new_zeros(x, (x.shape[0], 3, 64))),
     Row("arange", "B", lambda f, x: f.arange(128) * x[:1]),
     Row("arange, of a size", "B S", lambda f, x: f.arange(x.shape[1])),
     Row("arange, whole numbers", "B", lambda f, x: f.arange(7, f.int64)),
