@@ -81,9 +81,8 @@ def main() -> None:
     ours = [timed(lambda keys=keys: model.estimate(**keys).flops) for keys in asked]
 
     references = References(None, "meta")
-    theirs = [
-        timed(lambda plan=model.plan(model.workload(**keys)): counted_run(model, plan, references)) for keys in asked
-    ]
+    plans = [model.plan(model.workload(**keys)) for keys in asked]
+    theirs = [timed(lambda plan=plan: counted_run(model, plan, references)) for plan in plans]
     for keys, (_, flops), (_, counted) in zip(asked, ours, theirs, strict=True):
         if flops != counted:
             raise SystemExit(f"{keys}: analytic {flops}, counted {counted}")
