@@ -71,6 +71,7 @@ class Listing(StrEnum):
 
     models = "models"
     workloads = "workloads"
+    devices = "devices"
 
 
 Model = Annotated[
@@ -106,7 +107,7 @@ def list_command(
     format: Annotated[ListFormat, typer.Option("--format", help="Output format.")] = ListFormat.table,
     output: OutputFile = None,
 ) -> Answer:
-    """List the models or the workload presets."""
+    """List the models, the workload presets or the devices."""
     from modelmeter.report.listing import LISTINGS
 
     return Answer(LISTINGS[what.value](format.value), output)

@@ -108,7 +108,7 @@ def test_automatic_run_is_executable() -> None:
 def test_core_dependencies_are_light(project: dict[str, Any]) -> None:
     """A plain install brings a command line and configuration, and nothing that computes."""
     core = _names(project["project"]["dependencies"])
-    assert core == {"hydra-core", "omegaconf", "rich", "typer"}
+    assert core == {"hydra-core", "omegaconf", "pyyaml", "rich", "typer"}
     assert not core & HEAVY
 
 

@@ -1,4 +1,4 @@
-"""The lists of models and of workload presets."""
+"""The lists of models, of workload presets and of devices."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from rich.table import Table
 
 from modelmeter.api import load
 from modelmeter.config import registry
+from modelmeter.devices import devices
 from modelmeter.report.output import Output
 
 MODEL_COLUMNS = ("id", "title", "aliases")
+DEVICE_COLUMNS = ("device", "aliases", "memory_gib", "bandwidth_tb_s", "bf16_tflops", "fp8_tflops", "verified")
 WORKLOAD_COLUMNS = ("workload", "model", "batch", "frames", "height", "width", "steps", "text", "guidance", "shift")
 
 
@@ -37,6 +39,27 @@ def list_workloads(format: str) -> Output:
     return _listed(WORKLOAD_COLUMNS, rows, format)
 
 
+def list_devices(format: str) -> Output:
+    """Every device with its main figures; what is not known stays empty."""
+    rows = [
+        (
+            device.name,
+            " ".join(device.aliases),
+            _in_units(device.memory_bytes, 2**30),
+            _in_units(device.memory_bandwidth, 1e12),
+            _in_units(device.peak_flops.get("bf16"), 1e12),
+            _in_units(device.peak_flops.get("fp8"), 1e12),
+            "yes" if device.verified and not device.unverified_fields else "partly" if device.verified else "no",
+        )
+        for device in devices()
+    ]
+    return _listed(DEVICE_COLUMNS, rows, format)
+
+
+def _in_units(value: float | None, unit: float) -> str:
+    return "" if value is None else f"{value / unit:.4g}"
+
+
 def _listed(columns: Sequence[str], rows: Sequence[Sequence[object]], format: str) -> Output:
     if format == "json":
         return json.dumps([dict(zip(columns, row, strict=True)) for row in rows], indent=1) + "\n"
@@ -46,4 +69,8 @@ def _listed(columns: Sequence[str], rows: Sequence[Sequence[object]], format: st
     return table
 
 
-LISTINGS: Mapping[str, Callable[[str], Output]] = {"models": list_models, "workloads": list_workloads}
+LISTINGS: Mapping[str, Callable[[str], Output]] = {
+    "models": list_models,
+    "workloads": list_workloads,
+    "devices": list_devices,
+}
