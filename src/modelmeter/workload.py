@@ -23,9 +23,10 @@ BOUNDS: Mapping[str, tuple[int, int]] = {
     "num_inference_steps": (1, 100_000),
     "text_len": (1, 65_536),
     "num_reference_images": (0, 1000),
+    "num_clips": (1, 10_000),
 }
 #: Keys that only some models have.
-MODEL_KEYS = ("num_reference_images", "task")
+MODEL_KEYS = ("num_reference_images", "num_clips", "task")
 TASKS = ("t2v", "i2v")
 #: Keys that take finite decimals above 0, and their largest value.
 DECIMALS: Mapping[str, float] = {"guidance_scale": 1000.0, "flow_shift": 1000.0}
@@ -44,6 +45,7 @@ class Workload:
         guidance_scale: above 1, every step runs the transformer twice.
         flow_shift: shift of the flow-matching schedule; the implementation's own without it.
         num_reference_images: images whose latent frames stand before the video (VACE).
+        num_clips: clips that are generated one after the other, of ``num_frames`` each (S2V, Animate).
         task: ``t2v`` or ``i2v``, of a model that does both.
 
     Raises:
@@ -64,6 +66,7 @@ class Workload:
     guidance_scale: float = 5.0
     flow_shift: float | None = None
     num_reference_images: int | None = None
+    num_clips: int | None = None
     task: str | None = None
 
     def __post_init__(self) -> None:
