@@ -9,7 +9,7 @@ from __future__ import annotations
 from math import prod
 from typing import TypeAlias
 
-from modelmeter.models.wan2_1.layers import (
+from modelmeter.models.common.layers import (
     FeedForward,
     FP32LayerNorm,
     PixArtAlphaTextProjection,

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from math import prod
 
+from modelmeter.models.common.layers import FeedForward, FP32LayerNorm, attend
 from modelmeter.models.wan2_1.embeddings import (
     RotaryEmbedding,
     WanRotaryPosEmbed,
@@ -18,7 +19,6 @@ from modelmeter.models.wan2_1.embeddings import (
     apply_rotary_emb,
     token_grid,
 )
-from modelmeter.models.wan2_1.layers import FeedForward, FP32LayerNorm
 from modelmeter.nn import (
     Conv3d,
     Dim,
@@ -108,14 +108,6 @@ class WanAttention(Module):
         for module in self.to_out:
             hidden_states = module(hidden_states)
         return hidden_states
-
-
-def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Attention of heads that stand behind the tokens: [B, S, H, E], twice [B, L, H, E] -> [B, S, D]."""
-    attended = functional.scaled_dot_product_attention(
-        query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
-    ).transpose(1, 2)
-    return attended.flatten(2, 3).to(query.dtype)
 
 
 def modulation(table: Parameter, temb: Tensor, parts: int) -> tuple[Tensor, ...]:

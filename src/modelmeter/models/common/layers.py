@@ -1,7 +1,7 @@
-"""Layers that diffusers' video transformers share, on shapes: norms, feed-forward, timestep and text embeddings.
+"""Layers that diffusers' video transformers share, on shapes: norms, feed-forward, attention, embeddings.
 
-Sources: diffusers 0.42 ``models/normalization.py``, ``models/activations.py``, ``models/attention.py`` and
-``models/embeddings.py``.
+Sources: diffusers 0.42 ``models/normalization.py``, ``models/activations.py``, ``models/attention.py``,
+``models/attention_dispatch.py`` and ``models/embeddings.py``.
 """
 
 from __future__ import annotations
@@ -98,3 +98,15 @@ class PixArtAlphaTextProjection(Module):
         hidden_states = self.linear_1(caption)
         hidden_states = self.act_1(hidden_states)
         return self.linear_2(hidden_states)
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Attention of heads that stand behind the tokens: [B, S, H, E], twice [B, L, H, E] -> [B, S, D].
+
+    Args:
+        mask: what is added to the scores, of the shape [B, H, S, L] or one that expands to it.
+    """
+    attended = functional.scaled_dot_product_attention(
+        query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), mask
+    ).transpose(1, 2)
+    return attended.flatten(2, 3).to(query.dtype)
