@@ -228,6 +228,11 @@ class Tensor:
         spread = self.unsqueeze(dim + 1).expand(*before, size, repeats, *after)
         return spread._contiguous_copy().view(*before, size * repeats, *after)
 
+    def repeat(self, *times: Dim) -> Tensor:
+        """The whole tensor ``times`` in a row along each dimension, a copy: one number a dimension."""
+        shape = tuple(size * n for size, n in zip(self.shape, times, strict=True))
+        return launch("repeat", "copy", (self,), shape, self.dtype)
+
     def copy_(self, source: Tensor) -> None:
         """Overwrite in place; the storage stays."""
         launch_in_place("copy_", "copy", self, (source,), reads_target=False)
@@ -256,6 +261,12 @@ class Tensor:
 
     def __lt__(self, other: Tensor | Scalar) -> Tensor:
         return pointwise("lt", self, other)
+
+    def __rsub__(self, other: Scalar) -> Tensor:
+        return pointwise("rsub", self, other)
+
+    def __rpow__(self, other: Scalar) -> Tensor:
+        return pointwise("pow", self, other)
 
     __radd__ = __add__
     __rmul__ = __mul__

@@ -39,6 +39,7 @@ THEIRS = SimpleNamespace(
         "normalize": lambda x, dim: F.normalize(x, dim=dim),
         "new_ones": lambda like, shape: like.new_ones(shape),
         "new_zeros": lambda like, shape: like.new_zeros(shape),
+        "linspace": lambda start, end, steps: torch.linspace(start, end, steps, device="meta"),
         "arange": lambda length, dtype=torch.float32: torch.arange(length, dtype=dtype, device="meta"),
     }
 )
@@ -52,7 +53,7 @@ class Row(NamedTuple):
     run: Callable[..., Any]
 
 
-UNARY = ("gelu", "silu", "exp", "sin", "cos", "tanh", "log", "rsqrt", "absolute")
+UNARY = ("gelu", "silu", "exp", "sin", "cos", "tanh", "log", "rsqrt", "absolute", "neg")
 #: Every arithmetic operator that our tensors define, so that a new one gets its rows by itself.
 ARITHMETIC = [
     name
@@ -201,6 +202,13 @@ ROWS = [
     Row("arange", "B", lambda f, x: f.arange(128) * x[:1]),
     Row("arange, of a size", "B S", lambda f, x: f.arange(x.shape[1])),
     Row("arange, whole numbers", "B", lambda f, x: f.arange(7, f.int64)),
+    Row("linspace", "B", lambda f, x: f.linspace(0.0, 1.0, 128) * x[:1]),
+    Row("ones_like", "bf16: B S 64", lambda f, x: f.ones_like(x)),
+    Row("ones_like, transposed", "B S 64", lambda f, x: f.ones_like(x.transpose(1, 2))),
+    Row("repeat", "B S 64", lambda f, x: x.repeat(3, 1, 2)),
+    Row("repeat, once", "B S 64", lambda f, x: x.repeat(1, 1, 1)),
+    Row("repeat, a size", "B 3 S, B", lambda f, x, y: x[:1].repeat(y.shape[0], 1, 1)),
+    Row("repeat, transposed", "bf16: B S 64", lambda f, x: x.transpose(1, 2).repeat(1, 2, 1)),
     Row("empty_like", "bf16: B S 64", lambda f, x: f.empty_like(x)),
     Row("empty_like, transposed", "B S 64", lambda f, x: f.empty_like(x.transpose(1, 2))),
     Row("empty_like, gaps", "B S 64", lambda f, x: f.empty_like(x[..., ::2].transpose(1, 2))),

@@ -41,6 +41,11 @@ def absolute(x: Tensor) -> Tensor:
     return pointwise("abs", x)
 
 
+def neg(x: Tensor) -> Tensor:
+    """Every element with the other sign."""
+    return pointwise("neg", x)
+
+
 def sin(x: Tensor) -> Tensor:
     """Sine of every element."""
     return pointwise("sin", x)

@@ -85,6 +85,11 @@ def arange(length: Dim, dtype: DType = float32) -> Tensor:
     return launch("arange", "copy", (), (length,), dtype)
 
 
+def linspace(start: float, end: float, steps: int) -> Tensor:
+    """``steps`` numbers from ``start`` to ``end``; writes only."""
+    return launch("linspace", "copy", (), (steps,), float32)
+
+
 def new_zeros(like: Tensor, shape: Sequence[Dim]) -> Tensor:
     """Zeros of another shape in the dtype of a tensor; writes only."""
     return launch("new_zeros", "copy", (), tuple(shape), like.dtype)
@@ -103,6 +108,11 @@ def empty_like(x: Tensor) -> Tensor:
 def zeros_like(x: Tensor) -> Tensor:
     """Zeros of the same size and layout; writes only."""
     return launch("zeros_like", "copy", (), x.shape, x.dtype, strides=like(x.shape, x))
+
+
+def ones_like(x: Tensor) -> Tensor:
+    """Ones of the same size and layout; writes only."""
+    return launch("ones_like", "copy", (), x.shape, x.dtype, strides=like(x.shape, x))
 
 
 def full_like(x: Tensor, value: float) -> Tensor:
