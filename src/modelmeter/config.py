@@ -26,7 +26,7 @@ from modelmeter.workload import COMMON_KEYS, DECIMALS
 
 #: Longest ``key=value`` that is read.
 LONGEST_OVERRIDE = 1000
-#: Keys of the configuration itself that a user may set, and their values.
+#: Keys of the configuration itself that a user may set where a model has them, and their values.
 CHOICES: Mapping[str, tuple[object, ...]] = {"implementation": ("official", "diffusers"), "vae_tiling": (False, True)}
 #: Sections whose plain values a user may set as ``section.key=value``.
 SECTIONS = ("transformer", "text_encoder", "image_encoder", "vae")
@@ -138,7 +138,8 @@ def parse_overrides(texts: Sequence[str], config: Mapping[str, Any]) -> Override
     """
     sections = {f"{section}.{key}": value for section in SECTIONS for key, value in config.get(section, {}).items()}
     keys = (*COMMON_KEYS, *config["workload_keys"])
-    known = [*keys, "workload", *CHOICES, *(f"{section}.<key>" for section in SECTIONS if section in config)]
+    choices = {key: words for key, words in CHOICES.items() if key in config}
+    known = [*keys, "workload", *choices, *(f"{section}.<key>" for section in SECTIONS if section in config)]
     workload: dict[str, Any] = {}
     preset: str | None = None
     changes: dict[str, Any] = {}
@@ -150,9 +151,9 @@ def parse_overrides(texts: Sequence[str], config: Mapping[str, Any]) -> Override
             workload[key] = value if _is_number(key, value) else Typed(typed)
         elif key == "workload":
             preset = str(value)
-        elif key in CHOICES:
-            if not any(value is word or (isinstance(value, str) and value == word) for word in CHOICES[key]):
-                raise choice(key, typed, [str(word).lower() for word in CHOICES[key]])
+        elif key in choices:
+            if not any(value is word or (isinstance(value, str) and value == word) for word in choices[key]):
+                raise choice(key, typed, [str(word).lower() for word in choices[key]])
             changes[key] = value
         elif key in sections:
             if not _same_type(value, sections[key]):

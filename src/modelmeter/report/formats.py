@@ -43,9 +43,10 @@ def cells(row: Row, whole: int, *, own: bool) -> tuple[str, ...]:
 def headline(estimate: Estimate) -> list[str]:
     """Model, workload and total, one line each."""
     video, sizes = estimate.workload, estimate.geometry
+    whose = f" ({estimate.config['implementation']} implementation)" if "implementation" in estimate.config else ""
     missing = f"; not modelled: {', '.join(estimate.plan.not_modelled)}" if estimate.plan.not_modelled else ""
     return [
-        f"{estimate.model} ({estimate.config['implementation']} implementation)",
+        f"{estimate.model}{whose}",
         f"{video.num_frames} frames of {video.height}x{video.width}, batch {video.batch_size}, "
         f"{video.num_inference_steps} steps, guidance {video.guidance_scale:g}, {video.text_len} text tokens "
         f"-> {sizes.tokens:,} video tokens",
