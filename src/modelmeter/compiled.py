@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from modelmeter.flops import Counts, called_paths, own_flops, total_flops
 from modelmeter.memory import Peak, peaks
 from modelmeter.nn import Body, Dim, evaluate, symbol, trace
 from modelmeter.stage import Component
+from modelmeter.traffic import Sums, evaluated, own_traffic, total_traffic
 
 #: A size that is 1 stays a literal 1, since broadcasting and copies depend on it; a symbol is at least this.
 SMALLEST_SYMBOL = 2
@@ -111,6 +112,23 @@ class CompiledForward:
         counts = inclusive(self.nodes, self.own_flops(dims))
         return {node.path: sum(counts[node.path].values()) for node in self.nodes if node.bodies}
 
+    @cached_property
+    def total_traffic(self) -> Sums:
+        """Closed forms of what the kernels of the forward move."""
+        return total_traffic(self.body)
+
+    def traffic(self, dims: Mapping[str, int]) -> Sums:
+        """What the kernels of one forward move at these sizes."""
+        self._check(dims)
+        return evaluated(self.total_traffic, dims)
+
+    def own_traffic(self, dims: Mapping[str, int]) -> dict[str, list[Sums]]:
+        """What the kernels that every module runs itself move in each of its calls of one forward, by path."""
+        self._check(dims)
+        bodies = {body for node in self.nodes for body in node.bodies}
+        known = {body: evaluated(own_traffic(body), dims) for body in bodies}
+        return {node.path: [known[body] for body in node.bodies] for node in self.nodes}
+
     def peak(self, dims: Mapping[str, int]) -> Peak:
         """The peak of one forward at these sizes: bytes, module and operator."""
         self._check(dims)
@@ -143,12 +161,20 @@ def compile_forward(module: Component, dims: Mapping[str, int]) -> CompiledForwa
     return CompiledForward(module, record.body, literals, frozenset(dims) - frozenset(literals))
 
 
-def inclusive(nodes: Sequence[NodeForm], own: Mapping[str, Mapping[str, int]]) -> dict[str, dict[str, int]]:
+class _Added(Protocol):
+    def __add__(self: Number, other: Number, /) -> Number: ...
+
+
+Key = TypeVar("Key")
+Number = TypeVar("Number", bound=_Added)
+
+
+def inclusive(nodes: Sequence[NodeForm], own: Mapping[str, Mapping[Key, Number]]) -> dict[str, dict[Key, Number]]:
     """Counts by kind of every module with all below it, from what each runs itself."""
     result = {path: dict(counts) for path, counts in own.items()}
     for node in reversed(nodes):  # children come after their parents
         if node.parent is not None:
             above = result[node.parent]
-            for kind, flops in result[node.path].items():
-                above[kind] = above.get(kind, 0) + flops
+            for kind, count in result[node.path].items():
+                above[kind] = above[kind] + count if kind in above else count
     return result

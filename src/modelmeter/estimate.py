@@ -6,11 +6,13 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import repeat
 from typing import Any
 
 from modelmeter.compiled import CompiledForward, inclusive
 from modelmeter.errors import choice, with_type
 from modelmeter.stage import Forward, Plan, Stage
+from modelmeter.traffic import NodeTraffic, Sums, merged, over_times
 from modelmeter.workload import Geometry, Workload
 
 CONVENTIONS = (
@@ -18,6 +20,8 @@ CONVENTIONS = (
     "flops: what PyTorch's FlopCounterMode counts (mm, addmm, bmm, baddbmm, convolution, scaled dot-product attention)",
     "norms, activations, softmax, modulation and biases are not in flops",
     "flops of a node include its submodules; own_flops do not; both over all calls of the run",
+    "bytes moved: every kernel of eager PyTorch reads each distinct operand once and writes each result once; views "
+    "move nothing, no cache is modelled; fused: only matrix products, convolutions and attention touch memory",
 )
 
 
@@ -88,6 +92,17 @@ class StageRun:
                 params=params,
             )
 
+    def traffic(self) -> Iterator[tuple[str, NodeTraffic]]:
+        """What every module of the stage moves over the whole run, by id."""
+        parts: dict[str, list[Sums]] = {}
+        for forward, times, form in self.forwards:
+            first, last = (form.own_traffic(dims) for dims in forward.ends)
+            for path in last:
+                parts.setdefault(path, []).extend(map(over_times, first[path], last[path], repeat(times)))
+        own = {path: merged(sums) for path, sums in parts.items()}
+        for path, sums in inclusive(self.forwards[0][2].nodes, own).items():
+            yield self.stage.path(path), NodeTraffic(own[path], sums)
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -147,6 +162,11 @@ class Estimate:
     def nodes(self) -> tuple[Node, ...]:
         """Every module of every stage, parents before children."""
         return tuple(node for run in self.runs for node in run.nodes(self.components[run.stage.component][0]))
+
+    @cached_property
+    def traffic(self) -> Mapping[str, NodeTraffic]:
+        """What every module moves over the whole run, by the id of its node; computed when first asked for."""
+        return {path: traffic for run in self.runs for path, traffic in run.traffic()}
 
     @property
     def stages(self) -> tuple[Node, ...]:

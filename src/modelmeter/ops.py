@@ -9,6 +9,7 @@ from math import prod
 from modelmeter.estimate import Estimate
 from modelmeter.flops import called_paths
 from modelmeter.nn import Op, Spec, evaluate
+from modelmeter.stage import Forward
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +20,8 @@ class OpRow:
         batch, m, n, k: ``batch`` products [m, k] @ [k, n]; ``None`` for kernels that multiply no matrices. In
             attention they are those of the scores; the second product is as large.
         count: launches over the whole run.
-        flops, vector_flops, bytes_read, bytes_written: of one launch.
+        flops, vector_flops, bytes_read, weight_bytes_read, bytes_written: of one launch; where launches grow evenly,
+            on average.
     """
 
     stage: str
@@ -37,6 +39,7 @@ class OpRow:
     flops: int
     vector_flops: int
     bytes_read: int
+    weight_bytes_read: int
     bytes_written: int
 
 
@@ -53,10 +56,11 @@ def op_rows(estimate: Estimate) -> Iterator[OpRow]:
         for forward, times, form in run.forwards:
             for path, body in called_paths(form.body):
                 for op in body.ops:
-                    yield _row(run.stage.id, run.stage.path(path), op, times, forward.dims)
+                    yield _row(run.stage.id, run.stage.path(path), op, times, forward)
 
 
-def _row(stage: str, path: str, op: Op, count: int, dims: Mapping[str, int]) -> OpRow:
+def _row(stage: str, path: str, op: Op, count: int, forward: Forward) -> OpRow:
+    first, dims = forward.ends
     inputs = [_evaluated(spec, dims) for spec in op.inputs]
     outputs = [_evaluated(spec, dims) for spec in op.outputs]
     batch, m, n, k = _product(op.kind, inputs, outputs)
@@ -75,8 +79,9 @@ def _row(stage: str, path: str, op: Op, count: int, dims: Mapping[str, int]) -> 
         count=count,
         flops=evaluate(op.flops, dims),
         vector_flops=evaluate(op.vector_flops, dims),
-        bytes_read=evaluate(op.bytes_read, dims),
-        bytes_written=evaluate(op.bytes_written, dims),
+        bytes_read=(evaluate(op.bytes_read, first) + evaluate(op.bytes_read, dims)) // 2,
+        weight_bytes_read=evaluate(op.weight_bytes_read, dims),
+        bytes_written=(evaluate(op.bytes_written, first) + evaluate(op.bytes_written, dims)) // 2,
     )
 
 

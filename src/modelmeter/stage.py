@@ -33,11 +33,18 @@ class Forward:
         dims: sizes by name, as the ``inputs`` of what runs takes them.
         times: how often it runs within the call.
         label: what runs, for components that run several things.
+        first: sizes the first of the times, where they grow evenly from there to ``dims``.
     """
 
     dims: Mapping[str, int]
     times: int = 1
     label: str = "forward"
+    first: Mapping[str, int] | None = None
+
+    @property
+    def ends(self) -> tuple[Mapping[str, int], Mapping[str, int]]:
+        """Sizes the first and the last of the times."""
+        return (self.dims if self.first is None else self.first), self.dims
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -151,7 +151,7 @@ def _key(value: Any, known: dict[int, int]) -> object:
     """Arguments as a key: tensors by layout, and by which of them are the same or share a storage."""
     if isinstance(value, Tensor):
         same = known.setdefault(id(value.storage), len(known)), known.setdefault(id(value), len(known))
-        return value.shape, value.dtype, value._strides, same
+        return value.shape, value.dtype, value._strides, type(value.storage), same
     if isinstance(value, tuple | list):
         return tuple([_key(item, known) for item in value])
     return value
@@ -180,8 +180,9 @@ def _storages(value: Any) -> Iterator[Storage]:
 def _template(value: Any, places: dict[int, int]) -> Any:
     if isinstance(value, Tensor):
         place = places.setdefault(id(value.storage), sum(p >= 0 for p in places.values()))
-        counted = value.storage.trace is not None
-        return _View((value.shape, value.dtype, value._strides, value.storage.nbytes, counted), place)
+        storage = value.storage
+        made = type(storage), storage.nbytes, storage.trace is not None
+        return _View((value.shape, value.dtype, value._strides, *made), place)
     if isinstance(value, tuple | list):
         return tuple([_template(item, places) for item in value])
     return value
@@ -189,13 +190,13 @@ def _template(value: Any, places: dict[int, int]) -> Any:
 
 def _rebuild(template: Any, trace: Trace, arguments: list[Storage], made: dict[int, Storage]) -> Any:
     if isinstance(template, _View):
-        shape, dtype, strides, nbytes, counted = template.tensor
+        shape, dtype, strides, storage_class, nbytes, counted = template.tensor
         if template.storage < 0:
             storage = arguments[-1 - template.storage]
         elif template.storage in made:
             storage = made[template.storage]
         else:
-            storage = made[template.storage] = Storage(nbytes, trace if counted else None)
+            storage = made[template.storage] = storage_class(nbytes, trace if counted else None)
         return Tensor(shape, dtype, storage, strides)
     if isinstance(template, tuple):
         return tuple([_rebuild(item, trace, arguments, made) for item in template])

@@ -46,6 +46,12 @@ class Storage:
             self.trace.live = self.trace.live - self.nbytes
 
 
+class WeightStorage(Storage):
+    """Bytes of a weight or a constant of a module, which every view of it reads."""
+
+    __slots__ = ()
+
+
 class Tensor:
     """A tensor on shapes.
 
@@ -65,6 +71,8 @@ class Tensor:
     """
 
     __slots__ = ("_strides", "dtype", "shape", "storage")
+    #: What a tensor without a given storage is made on.
+    storage_class: type[Storage] = Storage
 
     def __init__(
         self, shape: Iterable[Dim], dtype: DType, storage: Storage | None = None, strides: Shape | None = None
@@ -72,7 +80,7 @@ class Tensor:
         self.shape: Shape = tuple(shape)
         self.dtype = dtype
         self._strides = strides
-        self.storage = storage if storage is not None else Storage(self.numel() * dtype.itemsize)
+        self.storage = storage if storage is not None else self.storage_class(self.numel() * dtype.itemsize)
 
     # -- shape ------------------------------------------------------------------------------------------
 
@@ -90,6 +98,11 @@ class Tensor:
     @property
     def spec(self) -> Spec:
         return Spec(self.shape, self.dtype)
+
+    @property
+    def is_weight(self) -> bool:
+        """Whether this is a weight, a constant of a module, or a view of one."""
+        return isinstance(self.storage, WeightStorage)
 
     def is_contiguous(self) -> bool:
         return self._strides is None or same_layout(self.shape, self._strides, contiguous_strides(self.shape))
@@ -276,12 +289,14 @@ class Parameter(Tensor):
     """A weight: counted in parameters, never in live bytes."""
 
     __slots__ = ()
+    storage_class = WeightStorage
 
 
 class Buffer(Tensor):
     """A constant of a module: neither a parameter nor live bytes."""
 
     __slots__ = ()
+    storage_class = WeightStorage
 
 
 # -- kernels: what reads operands, writes results and is recorded -------------------------------------------
@@ -299,13 +314,15 @@ def launch(
     flops: Dim = 0,
     vector_flops: Dim = 0,
     bytes_read: Dim | None = None,
+    weight_bytes_read: Dim | None = None,
     bytes_written: Dim | None = None,
 ) -> Tensor:
     """Run one kernel: allocate its output (and further outputs that nobody keeps), record it.
 
     Args:
         scratch: further outputs of the kernel, such as the statistics of a norm; alive during the kernel.
-        bytes_read, bytes_written: where the kernel does not touch every element (an embedding, an allocation).
+        bytes_read, weight_bytes_read, bytes_written: where the kernel does not touch every element (an embedding,
+            an allocation).
     """
     trace = current_trace()
     output = Tensor(shape, dtype, Storage(prod(shape, start=1) * dtype.itemsize, trace), strides)
@@ -321,6 +338,7 @@ def launch(
             _bytes_read(inputs) if bytes_read is None else bytes_read,
             sum((s.nbytes for s in extra), start=output.storage.nbytes) if bytes_written is None else bytes_written,
             0,
+            weight_bytes(inputs) if weight_bytes_read is None else weight_bytes_read,
         )
     )
     return output
@@ -329,11 +347,12 @@ def launch(
 def launch_in_place(name: str, kind: str, target: Tensor, sources: Sequence[Tensor], *, reads_target: bool) -> None:
     """Run one kernel that overwrites ``target`` and allocates nothing."""
     inputs = (target, *sources)
-    read = _bytes_read(inputs if reads_target else sources)
+    operands = inputs if reads_target else sources
+    read, weights = _bytes_read(operands), weight_bytes(operands)
     written = target.numel() * target.dtype.itemsize
     arithmetic: Dim = target.numel() if kind == "elementwise" else 0
     specs = tuple(tensor.spec for tensor in inputs)
-    current_trace().record(Op(name, kind, specs, (target.spec,), 0, arithmetic, read, written, 0))
+    current_trace().record(Op(name, kind, specs, (target.spec,), 0, arithmetic, read, written, 0, weights))
 
 
 #: Kernels whose result is a fraction even of whole numbers.
@@ -381,6 +400,11 @@ def _bytes_read(inputs: Sequence[Tensor]) -> Dim:
             )
         total = total + elements * tensor.dtype.itemsize
     return total
+
+
+def weight_bytes(inputs: Sequence[Tensor]) -> Dim:
+    """Of the bytes read those of weights and constants, or of views of them."""
+    return _bytes_read([tensor for tensor in inputs if tensor.is_weight])
 
 
 def like(shape: Shape, *operands: Tensor) -> Shape | None:

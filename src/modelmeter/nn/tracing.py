@@ -46,6 +46,8 @@ class Op(NamedTuple):
     bytes_written: Dim
     live: Dim
     """Bytes alive after the operator above those at the start of the module's call."""
+    weight_bytes_read: Dim
+    """Of the bytes read those of weights and constants."""
 
 
 class Call(NamedTuple):

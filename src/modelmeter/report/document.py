@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from modelmeter.estimate import CONVENTIONS, Estimate
+from modelmeter.traffic import NodeTraffic, Traffic
 
 SCHEMA = "modelmeter.report/1"
 
@@ -43,7 +44,33 @@ def document(estimate: Estimate) -> dict[str, Any]:
                 "own_flops": node.own_flops,
                 "flops_by_kind": dict(node.flops_by_kind),
                 "params": node.params,
+                "traffic": _traffic(estimate.traffic[node.id]),
             }
             for node in estimate.nodes
         ],
+        "traffic": [row for stage in estimate.stages for row in _by_kind(stage.id, estimate.traffic[stage.id])],
     }
+
+
+def _traffic(traffic: NodeTraffic) -> dict[str, Any]:
+    """What a module moves, submodules included, one kernel at a time and under fusion."""
+    fused = {f"fused_{key}": value for key, value in _moved(traffic.fused).items()}
+    return {
+        **_moved(traffic.total),
+        "flops_per_byte": traffic.intensity,
+        **fused,
+        "fused_flops_per_byte": traffic.fused_intensity,
+    }
+
+
+def _moved(traffic: Traffic) -> dict[str, Any]:
+    names = ("weight_bytes_read", "activation_bytes_read", "bytes_written")
+    return {name: getattr(traffic, name) for name in names}
+
+
+def _by_kind(stage: str, traffic: NodeTraffic) -> list[dict[str, Any]]:
+    """The sums of a stage by kind of kernel and dtype: what a prediction of time needs."""
+    sums: dict[tuple[str, str], Traffic] = {}
+    for key, moved in traffic.inclusive.items():
+        sums[key.kind, key.dtype] = sums.get((key.kind, key.dtype), Traffic()) + moved
+    return [{"stage": stage, "kind": kind, "dtype": dtype, **moved._asdict()} for (kind, dtype), moved in sums.items()]

@@ -90,10 +90,13 @@ def as_json(estimate: Estimate, *, depth: int, count: int | None) -> str:
 def as_csv(estimate: Estimate, *, depth: int, count: int | None) -> str:
     """Every node with exact integers, one column per kind of operator; depth and count do not shorten it."""
     kinds = sorted({kind for node in estimate.nodes for kind in node.flops_by_kind})
+    moved = ["weight_bytes_read", "activation_bytes_read", "bytes_written"]
     header = ["id", "parent", "kind", "calls", "params", "flops", "own_flops", *(f"flops.{kind}" for kind in kinds)]
+    header += moved
     records = (
         [node.id, node.parent or "", node.kind, node.calls, node.params, node.flops, node.own_flops]
         + [node.flops_by_kind.get(kind, 0) for kind in kinds]
+        + [getattr(estimate.traffic[node.id].total, name) for name in moved]
         for node in estimate.nodes
     )
     return csv_text(header, records)

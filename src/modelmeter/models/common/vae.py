@@ -121,6 +121,6 @@ def _chunks(name: str, dims: dict[str, int]) -> list[Forward]:
     if frames > 1:
         chunks.append(Forward(dims=dims, label=f"{name} second chunk"))
     if frames > 2:
-        last = dims | {"done": frames - 1}
-        chunks.append(Forward(dims=last, times=frames - 2, label=f"{name} later chunk"))
+        first, last = dims | {"done": 2}, dims | {"done": frames - 1}
+        chunks.append(Forward(dims=last, first=first, times=frames - 2, label=f"{name} later chunk"))
     return chunks

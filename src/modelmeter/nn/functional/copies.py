@@ -8,7 +8,7 @@ from math import prod
 from modelmeter.nn.dtype import DType, float32
 from modelmeter.nn.layout import suggested_strides
 from modelmeter.nn.polynomial import Dim
-from modelmeter.nn.tensor import Tensor, launch, like
+from modelmeter.nn.tensor import Tensor, launch, like, weight_bytes
 
 
 def cat(tensors: Sequence[Tensor], dim: int) -> Tensor:
@@ -132,4 +132,12 @@ def embedding(indices: Tensor, weight: Tensor) -> Tensor:
     output = (*indices.shape, weight.shape[-1])
     gathered = prod(output, start=1) * weight.dtype.itemsize
     read = indices.numel() * indices.dtype.itemsize + gathered
-    return launch("embedding", "copy", (weight, indices), output, weight.dtype, bytes_read=read)
+    return launch(
+        "embedding",
+        "copy",
+        (weight, indices),
+        output,
+        weight.dtype,
+        bytes_read=read,
+        weight_bytes_read=weight_bytes([indices]) + (gathered if weight.is_weight else 0),
+    )
