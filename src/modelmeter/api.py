@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from modelmeter.compiled import CompiledForward, compile_forward
+from modelmeter.compiled import CompiledForward, compile_forward, literals
 from modelmeter.config import Overrides, applied, compose, find, parse_overrides
 from modelmeter.errors import choice
 from modelmeter.estimate import Estimate, StageRun
@@ -100,9 +100,9 @@ class Model:
 
     def compiled(self, stage: Stage, forward: Forward) -> CompiledForward:
         """The closed forms of a forward of a stage, compiled when first needed."""
-        key = (stage.component, forward.label, *(size == 1 for size in forward.dims.values()))
+        module = self.components[stage.component].entry(forward.label)
+        key = (stage.component, forward.label, *literals(module, forward.dims).items())
         if key not in self._forms:
-            module = self.components[stage.component].entry(forward.label)
             self._forms[key] = compile_forward(module, forward.dims)
         return self._forms[key]
 

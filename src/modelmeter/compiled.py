@@ -148,17 +148,22 @@ class CompiledForward:
 
 
 def compile_forward(module: Component, dims: Mapping[str, int]) -> CompiledForward:
-    """Trace ``module`` once on formulas: every size is a symbol, but sizes of 1 stay as they are.
+    """Trace ``module`` once on formulas: every size is a symbol, but :func:`literals` stay as they are.
 
     Args:
         module: what runs.
         dims: sizes by name.
     """
-    sizes: dict[str, Dim] = {name: 1 if size == 1 else symbol(name) for name, size in dims.items()}
+    fixed = literals(module, dims)
+    sizes: dict[str, Dim] = {name: fixed.get(name, symbol(name)) for name in dims}
     inputs: dict[str, Any] = {**module.inputs(**sizes)}
     record = trace(module, **inputs)
-    literals = {name: size for name, size in dims.items() if size == 1}
-    return CompiledForward(module, record.body, literals, frozenset(dims) - frozenset(literals))
+    return CompiledForward(module, record.body, fixed, frozenset(dims) - frozenset(fixed))
+
+
+def literals(module: Component, dims: Mapping[str, int]) -> dict[str, int]:
+    """Sizes that closed forms hold as they are: those of 1, and those that the module names."""
+    return {name: size for name, size in dims.items() if size == 1 or name in module.literals}
 
 
 class _Added(Protocol):

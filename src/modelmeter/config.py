@@ -29,7 +29,7 @@ LONGEST_OVERRIDE = 1000
 #: Keys of the configuration itself that a user may set where a model has them, and their values.
 CHOICES: Mapping[str, tuple[object, ...]] = {"implementation": ("official", "diffusers"), "vae_tiling": (False, True)}
 #: Sections whose plain values a user may set as ``section.key=value``.
-SECTIONS = ("transformer", "text_encoder", "image_encoder", "vae")
+SECTIONS = ("transformer", "text_encoder", "image_encoder", "audio_encoder", "vae")
 
 
 @dataclass(frozen=True, slots=True)

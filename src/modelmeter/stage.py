@@ -15,6 +15,8 @@ class Component(Module):
 
     #: Paths of modules that hold weights and are not meant to run.
     idle: tuple[str, ...] = ()
+    #: Sizes that closed forms hold as the number that they are: what divisions leave over, and settings.
+    literals: tuple[str, ...] = ()
 
     def inputs(self, **dims: Dim) -> dict[str, Tensor]:
         """What ``forward`` takes, by name, for the sizes of a :class:`Forward`."""

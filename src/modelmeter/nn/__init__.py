@@ -17,6 +17,7 @@ from modelmeter.nn.dtype import (
 )
 from modelmeter.nn.layers import (
     GELU,
+    Conv1d,
     Conv2d,
     Conv3d,
     Dropout,
@@ -32,7 +33,7 @@ from modelmeter.nn.layers import (
 )
 from modelmeter.nn.layout import Shape
 from modelmeter.nn.modules import Module, Record, trace, trace_function
-from modelmeter.nn.polynomial import Dim, Polynomial, at_least, evaluate, substitute, symbol, to_text
+from modelmeter.nn.polynomial import Dim, Polynomial, at_least, evaluate, floor_divide, substitute, symbol, to_text
 from modelmeter.nn.tensor import Buffer, Parameter, Tensor
 from modelmeter.nn.tracing import Body, Call, Op, Spec
 
@@ -42,6 +43,7 @@ __all__ = [
     "Buffer",
     "Cache",
     "Call",
+    "Conv1d",
     "Conv2d",
     "Conv3d",
     "DType",
@@ -73,6 +75,7 @@ __all__ = [
     "float16",
     "float32",
     "float64",
+    "floor_divide",
     "functional",
     "int8",
     "int64",

@@ -40,6 +40,26 @@ class Linear(Module):
         return F.linear(x, self.weight, self.bias)
 
 
+class Conv1d(Module):
+    """[B, in_channels, L] -> [B, out_channels, L'], no padding.
+
+    Example:
+        >>> from modelmeter.nn import float32, trace
+        >>> trace(Conv1d(4, 8, 3, stride=2), Tensor((1, 4, 9), float32)).outputs.shape
+        (1, 8, 4)
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: int, *, stride: int = 1, bias: bool = True
+    ) -> None:
+        self.stride = stride
+        self.weight = Parameter((out_channels, in_channels, kernel_size), float32)
+        self.bias = Parameter((out_channels,), float32) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv(x, self.weight, self.bias, stride=(self.stride,))
+
+
 class Conv2d(Module):
     """[B, in_channels, H, W] -> [B, out_channels, H', W'], with ``padding`` zeros on every side.
 

@@ -166,6 +166,21 @@ def substitute(value: Dim, symbols: Mapping[str, Dim]) -> Dim:
     return total
 
 
+def floor_divide(value: Dim, divisor: int) -> Dim:
+    """How often ``divisor`` fits into ``value``: exact where what is left over is a number, whatever the symbols.
+
+    Raises:
+        ValueError: what is left over depends on a symbol.
+
+    Example:
+        >>> floor_divide(8 * symbol("n") + 4, 8), floor_divide(12, 8)
+        (n, 1)
+    """
+    if isinstance(value, int):
+        return value // divisor
+    return (value - value.terms.get((), 0) % divisor) // divisor
+
+
 def at_least(larger: Dim, smaller: Dim, minimum: Mapping[str, int]) -> bool:
     """Whether ``larger >= smaller`` surely holds while every symbol is at least its ``minimum``.
 

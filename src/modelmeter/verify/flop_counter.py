@@ -52,8 +52,8 @@ WITHOUT_MATRIX_PRODUCTS: dict[str, str] = {
         sort std sum topk unique_consecutive unique_dim var var_mean
     """,
     "norms": """
-        _fused_rms_norm _native_batch_norm_legit _native_batch_norm_legit_no_training native_batch_norm
-        native_group_norm native_layer_norm
+        _fused_rms_norm _native_batch_norm_legit _native_batch_norm_legit_no_training _weight_norm_interface
+        native_batch_norm native_group_norm native_layer_norm
     """,
     # Weighted sums over a fixed neighbourhood, which PyTorch does not count either.
     "pooling and interpolation": """

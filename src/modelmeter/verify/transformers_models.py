@@ -9,7 +9,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from transformers import CLIPVisionConfig, CLIPVisionModel, UMT5Config, UMT5EncoderModel
+from transformers import (
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    UMT5Config,
+    UMT5EncoderModel,
+    Wav2Vec2Config,
+    Wav2Vec2ForCTC,
+)
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.clip.modeling_clip import CLIPEncoder
 
@@ -41,6 +48,25 @@ def build_image_encoder(*, layers_that_run: int | None = None, **config: Any) ->
         model.encoder = _FirstLayers(model.config, layers_that_run)
     module: torch.nn.Module = model.eval()
     return module
+
+
+def build_audio_encoder(**config: Any) -> torch.nn.Module:
+    """The real ``Wav2Vec2ForCTC`` that returns all its hidden states, as pipelines ask it to.
+
+    It is built without the vector that stands for masked features, which training alone uses.
+
+    Args:
+        config: keys of ``Wav2Vec2Config``.
+    """
+    options = {
+        "feat_extract_norm": "layer",
+        "do_stable_layer_norm": True,
+        "mask_time_prob": 0.0,
+        "output_hidden_states": True,
+        **config,
+    }
+    model: torch.nn.Module = Wav2Vec2ForCTC(Wav2Vec2Config(**options))
+    return model.eval()
 
 
 class _FirstLayers(CLIPEncoder):  # type: ignore[misc]

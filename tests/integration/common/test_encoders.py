@@ -1,4 +1,4 @@
-"""Rings 3 and 4: the text and image encoders against transformers' real classes, by module and by kernel."""
+"""Rings 3 and 4: the text, image and audio encoders against transformers' real classes, by module and by kernel."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from modelmeter import nn
 from modelmeter.compiled import compile_forward
 from modelmeter.flops import called_paths, total_flops
 from modelmeter.memory import peaks
+from modelmeter.models.common.audio_encoder import Wav2Vec2ForCTC, audio_dims, token_span
 from modelmeter.models.common.image_encoder import CLIPVisionModel
 from modelmeter.models.common.text_encoder import UMT5EncoderModel
 from modelmeter.nn import evaluate
 from modelmeter.stage import Component
 from modelmeter.verify.allocations import Tracked, track
 from modelmeter.verify.flop_counter import Counted, count, parameters
-from modelmeter.verify.transformers_models import build_image_encoder, build_text_encoder
+from modelmeter.verify.transformers_models import build_audio_encoder, build_image_encoder, build_text_encoder
 
 Arguments = Mapping[str, Any]
 Dims = Mapping[str, int]
@@ -46,15 +47,35 @@ CLIP_VIT_H: Arguments = {
 }
 
 
+#: wav2vec 2.0 large as XLSR-53 fine-tuned for English, published with the Wan2.2 S2V weights.
+XLSR_53: Arguments = {
+    "vocab_size": 33,
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "conv_dim": [512] * 7,
+    "conv_kernel": [10, 3, 3, 3, 3, 2, 2],
+    "conv_stride": [5, 2, 2, 2, 2, 2, 2],
+    "conv_bias": True,
+    "num_conv_pos_embeddings": 128,
+    "num_conv_pos_embedding_groups": 16,
+}
+#: Sizes of recordings of 5 and 10 seconds at 16 kHz.
+SECONDS_5, SECONDS_10 = ({"batch": 1, **audio_dims(1, 16_000 * n, (400, 320))} for n in (5, 10))
+
+
 class Encoder(NamedTuple):
     """Our class and how to build the real one."""
 
     ours: type[Component]
     build: Callable[..., torch.nn.Module]
+    precisions: tuple[str, ...] = ("float32", "bfloat16")
 
 
 TEXT = Encoder(UMT5EncoderModel, build_text_encoder)
 IMAGE = Encoder(CLIPVisionModel, build_image_encoder)
+AUDIO = Encoder(Wav2Vec2ForCTC, build_audio_encoder, ("float32",))  # it takes samples as they are, and never casts
 
 
 class Row(NamedTuple):
@@ -131,6 +152,9 @@ FULL_SIZE = [
     pytest.param(IMAGE, CLIP_VIT_H, {"batch": 1}, 334_587_658_240, id="clip"),
     pytest.param(IMAGE, CLIP_VIT_H, {"batch": 2}, 2 * 334_587_658_240, id="clip-batch-2"),
     pytest.param(IMAGE, {**CLIP_VIT_H, "layers_that_run": 31}, {"batch": 1}, 324_143_836_160, id="clip-31"),
+    pytest.param(AUDIO, XLSR_53, SECONDS_5, 185_492_971_520, id="wav2vec2-5s"),
+    pytest.param(AUDIO, XLSR_53, SECONDS_10, 383_887_339_520, id="wav2vec2-10s"),
+    pytest.param(AUDIO, XLSR_53, {**SECONDS_5, "batch": 2}, 2 * 185_492_971_520, id="wav2vec2-batch-2"),
 ]
 
 
@@ -152,6 +176,7 @@ def test_every_module_counts_what_the_real_one_counts(
         pytest.param(TEXT, UMT5_XXL, 5_680_910_336, id="umt5"),
         pytest.param(IMAGE, CLIP_VIT_H, 630_766_080, id="clip"),
         pytest.param(IMAGE, {**CLIP_VIT_H, "layers_that_run": 31}, 630_766_080, id="clip-31"),
+        pytest.param(AUDIO, XLSR_53, 315_471_521, id="wav2vec2"),
     ],
 )
 def test_every_module_holds_the_parameters_of_the_real_one(encoder: Encoder, arguments: Arguments, params: int) -> None:
@@ -209,19 +234,44 @@ def image_encoders(draw: st.DrawFn) -> tuple[Encoder, Arguments, Dims]:
     return IMAGE, arguments, {"batch": draw(st.integers(1, 3))}
 
 
+@st.composite
+def audio_encoders(draw: st.DrawFn) -> tuple[Encoder, Arguments, Dims]:
+    """A small wav2vec 2.0 and recordings for it, of lengths that need not be whole tokens."""
+    heads, groups, layers = draw(st.integers(1, 3)), draw(st.integers(1, 3)), draw(st.integers(1, 4))
+    strides = draw(st.lists(st.integers(1, 4), min_size=layers, max_size=layers))
+    kernels = [draw(st.integers(1, 5)) for _ in strides]
+    arguments = {
+        "vocab_size": draw(st.integers(2, 9)),
+        "hidden_size": heads * groups * draw(st.integers(1, 5)),
+        "intermediate_size": draw(st.integers(1, 12)),
+        "num_hidden_layers": draw(st.integers(1, 3)),
+        "num_attention_heads": heads,
+        "conv_dim": [draw(st.integers(1, 7)) for _ in strides],
+        "conv_kernel": kernels,
+        "conv_stride": strides,
+        "conv_bias": draw(st.booleans()),
+        "num_conv_pos_embeddings": draw(st.integers(1, 7)),
+        "num_conv_pos_embedding_groups": groups,
+    }
+    span = token_span(kernels, strides)
+    return AUDIO, arguments, audio_dims(draw(st.integers(1, 3)), span[0] + draw(st.integers(0, 300)), span)
+
+
 def compare(encoder: Encoder, arguments: Arguments, dims: Dims) -> None:
     """FLOPs and parameters of every module, and every kernel, are the real ones."""
     form = compile_forward(ours(encoder, arguments), dims)
     assert form.module_flops(dims) == counted(encoder, arguments, dims).flops
     assert {node.path: node.params for node in form.nodes} == parameters(theirs(encoder, arguments))
-    for precision in ("float32", "bfloat16"):
+    for precision in encoder.precisions:
         expected = tracked(encoder, arguments, dims, precision)
         assert kernels(encoder, arguments, dims, precision) == rows(expected)
         peak = compile_forward(ours(encoder, arguments, precision), dims).peak(dims)
         assert peak.live == expected.peak_bytes > 0
 
 
-RANDOM = pytest.mark.parametrize("cases", [text_encoders(), image_encoders()], ids=["text", "image"])
+RANDOM = pytest.mark.parametrize(
+    "cases", [text_encoders(), image_encoders(), audio_encoders()], ids=["text", "image", "audio"]
+)
 
 
 @RANDOM
@@ -264,6 +314,15 @@ def test_every_kernel_is_that_of_the_real_class(
     expected = rows(tracked(encoder, arguments, dims, precision))
     assert len(expected) >= 17
     assert kernels(encoder, arguments, dims, precision) == expected
+
+
+@pytest.mark.parametrize("dims", [SECONDS_5, SECONDS_10, {**SECONDS_5, "batch": 2}], ids=str)
+def test_every_kernel_of_the_audio_encoder_is_that_of_the_real_class(dims: Dims) -> None:
+    """Name, module, live bytes, bytes read and written of each kernel of two layers are the real ones."""
+    arguments = {**XLSR_53, "num_hidden_layers": 2}
+    expected = rows(tracked(AUDIO, arguments, dims, "float32"))
+    assert len(expected) > 40
+    assert kernels(AUDIO, arguments, dims, "float32") == expected
 
 
 PEAKS = [
@@ -309,12 +368,14 @@ def test_the_real_class_makes_the_mask_that_ours_takes() -> None:
         (TEXT, {**UMT5_XXL, "num_layers": 2, "masked": False}, [{"batch": n, "text_len": 512} for n in (2, 3, 65536)]),
         (TEXT, {**UMT5_XXL, "num_layers": 2}, [{"batch": 1, "text_len": n} for n in (2, 226, 512, 65536)]),
         (IMAGE, {**CLIP_VIT_H, "num_hidden_layers": 2}, [{"batch": n} for n in (2, 3, 65536)]),
+        (AUDIO, {**XLSR_53, "num_hidden_layers": 2}, [{**SECONDS_5, "tokens": n} for n in (2, 3, 249, 1_000_000)]),
+        (AUDIO, {**XLSR_53, "num_hidden_layers": 2}, [{**SECONDS_5, "batch": n, "rest_samples": 7} for n in (2, 9)]),
     ],
-    ids=["text", "text, no mask", "text, one prompt", "image"],
+    ids=["text", "text, no mask", "text, one prompt", "image", "audio", "audio, several"],
 )
 def test_formulas_give_the_numbers(encoder: Encoder, arguments: Arguments, sizes: list[dict[str, int]]) -> None:
     """One trace on symbols, evaluated, is the trace on numbers: kernels, FLOPs of every module, and the peak."""
-    module = ours(encoder, arguments, "bfloat16")
+    module = ours(encoder, arguments, encoder.precisions[-1])
     form = compile_forward(module, sizes[0])
     for dims in sizes:
         body = nn.trace(module, **module.inputs(**dims)).body

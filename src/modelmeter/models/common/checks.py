@@ -33,6 +33,8 @@ def check_component(name: str, section: Mapping[str, Any]) -> None:
         raise InputError(f"{name}.image_size", section["image_size"], allowed)
     if "dim_mult" in section:
         _check_levels(name, section)
+    if "conv_kernel" in section:
+        _check_convolutions(name, section)
 
 
 def _integers(section: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
@@ -40,6 +42,17 @@ def _integers(section: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
         for item in value if isinstance(value, list) else [value]:
             if isinstance(item, int) and not isinstance(item, bool):
                 yield key, item
+
+
+def _check_convolutions(name: str, section: Mapping[str, Any]) -> None:
+    """Every convolution over the samples has channels, a kernel and a stride."""
+    for key in ("conv_kernel", "conv_stride"):
+        if len(section[key]) != len(section["conv_dim"]):
+            raise InputError(f"{name}.{key}", section[key], f"as many as conv_dim: {len(section['conv_dim'])}")
+    groups = section["num_conv_pos_embedding_groups"]
+    if section["hidden_size"] % groups:
+        allowed = f"a multiple of num_conv_pos_embedding_groups = {groups}"
+        raise InputError(f"{name}.hidden_size", section["hidden_size"], allowed)
 
 
 def _check_levels(name: str, section: Mapping[str, Any]) -> None:

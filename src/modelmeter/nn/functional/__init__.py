@@ -36,7 +36,7 @@ from modelmeter.nn.functional.copies import (
     upsample_nearest_exact,
     zeros_like,
 )
-from modelmeter.nn.functional.norms import layer_norm, normalize, rms_norm
+from modelmeter.nn.functional.norms import layer_norm, normalize, rms_norm, weight_norm
 from modelmeter.nn.functional.products import conv, linear, matmul_flops, scaled_dot_product_attention
 from modelmeter.nn.functional.reductions import mean, vector_norm
 
@@ -75,6 +75,7 @@ __all__ = [
     "tanh",
     "upsample_nearest_exact",
     "vector_norm",
+    "weight_norm",
     "where",
     "zeros_like",
 ]

@@ -13,6 +13,8 @@ from modelmeter.nn.tracing import Spec
 LAYER_NORM_STEPS = 5
 #: Per element: square, its sum, scale by the inverse root mean square.
 RMS_NORM_STEPS = 3
+#: Per element: square, its sum, scale.
+WEIGHT_NORM_STEPS = 3
 #: What the norm that divides is held to from below. Source: ``torch.nn.functional.normalize``.
 SMALLEST_NORM = 1e-12
 
@@ -55,6 +57,29 @@ def rms_norm(x: Tensor, normalized_shape: int, weight: Tensor | None) -> Tensor:
         x.dtype,
         scratch=(Spec((*x.shape[:-1], 1), float32),),
         vector_flops=(RMS_NORM_STEPS + len(affine)) * x.numel(),
+    )
+
+
+def weight_norm(v: Tensor, g: Tensor) -> Tensor:
+    """A weight from its directions and lengths: [out, in, K], [1, 1, K] -> [out, in, K].
+
+    One kernel, which also writes the norm of every slice along the last dimension.
+
+    Source: ``torch._weight_norm`` over the last dimension.
+
+    Example:
+        >>> from modelmeter.nn import trace_function
+        >>> trace_function(weight_norm, Tensor((6, 4, 8), float32), Tensor((1, 1, 8), float32)).ops[0].bytes_written
+        800
+    """
+    return launch(
+        "_weight_norm_interface",
+        "norm",
+        (v, g),
+        v.shape,
+        v.dtype,
+        scratch=(Spec(g.shape, float32),),
+        vector_flops=WEIGHT_NORM_STEPS * v.numel(),
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from math import prod
 
 from modelmeter.nn.dtype import bfloat16, bool_, float16, float32, int64, uint64
-from modelmeter.nn.polynomial import Dim
+from modelmeter.nn.polynomial import Dim, floor_divide
 from modelmeter.nn.tensor import Parameter, Tensor, launch, launch_in_place, like
 from modelmeter.nn.tracing import Spec
 
@@ -65,13 +65,19 @@ def _gathered_linear(x: Tensor, weight: Parameter, bias: Parameter | None) -> Te
 
 
 def conv(
-    x: Tensor, weight: Parameter, bias: Parameter | None = None, *, stride: Sequence[int], padding: int = 0
+    x: Tensor,
+    weight: Tensor,
+    bias: Parameter | None = None,
+    *,
+    stride: Sequence[int],
+    padding: int = 0,
+    groups: int = 1,
 ) -> Tensor:
-    """Convolution: [B, Cin, *sizes], [Cout, Cin, *kernel] -> [B, Cout, *positions].
+    """Convolution: [B, Cin, *sizes], [Cout, Cin / groups, *kernel] -> [B, Cout, *positions].
 
     A position is a place where the kernel fits: (size + 2 * padding - kernel) // stride + 1 along each
-    dimension. The positions are the rows of a matrix product over Cin and the kernel; what the kernel
-    multiplies with the padding counts as all else.
+    dimension. The positions are the rows of a matrix product over the kernel and the Cin of a group; what the
+    kernel multiplies with the padding counts as all else.
 
     Source: ``torch.utils.flop_counter.conv_flop_count``.
 
@@ -82,8 +88,8 @@ def conv(
         28224
     """
     out_channels, in_channels, *kernel = weight.shape
-    if x.shape[1] != in_channels:
-        raise ValueError(f"convolution of {in_channels} channels got {x}")
+    if x.shape[1] != in_channels * groups:
+        raise ValueError(f"convolution of {in_channels * groups} channels got {x}")
     sizes = [_positions(n + 2 * padding, k, s) for n, k, s in zip(x.shape[2:], kernel, stride, strict=True)]
     batch, positions = x.shape[0], prod(sizes, start=1)
     return launch(
@@ -98,10 +104,8 @@ def conv(
 
 
 def _positions(size: Dim, kernel: Dim, stride: int) -> Dim:
-    """Places where a kernel fits; the kernel that tiles its input (a patch embedding) needs no remainder."""
-    if kernel == stride:
-        return size // stride
-    return (size - kernel) // stride + 1
+    """Places where a kernel fits."""
+    return floor_divide(size - kernel, stride) + 1
 
 
 def scaled_dot_product_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
