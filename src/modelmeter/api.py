@@ -32,6 +32,7 @@ class Model:
     config: Mapping[str, Any]
     overrides: Overrides
     _forms: dict[tuple[object, ...], CompiledForward] = field(default_factory=dict, repr=False, compare=False)
+    _variants: dict[str, Model] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def pipeline(self) -> Pipeline:
@@ -48,6 +49,22 @@ class Model:
         """Workloads by name."""
         presets: Mapping[str, Mapping[str, Any]] = self.config["workloads"]
         return presets
+
+    def with_config(self, changes: Mapping[str, Any]) -> Model:
+        """The model with other values of its configuration, made once.
+
+        Args:
+            changes: values by dotted key.
+
+        Example:
+            >>> load("wan2.1-t2v-14b").with_config({"implementation": "diffusers"}).config["implementation"]
+            'diffusers'
+        """
+        key = repr(sorted(changes.items()))
+        if key not in self._variants:
+            config = applied(self.config, changes)
+            self._variants[key] = Model(self.id, self.title, self.source, config, self.overrides)
+        return self._variants[key]
 
     def workload(self, preset: str | None = None, **keys: Any) -> Workload:
         """A workload: a preset, the overrides given to :func:`load`, and these keys on top.

@@ -131,6 +131,32 @@ def report(
     return Answer(FORMATS[format.value](estimate, depth=depth, count=top), output)
 
 
+@app.command("predict", epilog="Example: modelmeter predict wan2.1-t2v-14b --device h100 --attention fa3")
+def predict_command(
+    model: Model,
+    device: Annotated[str, typer.Option(help="Device name or YAML file; see: modelmeter list devices.")],
+    overrides: Overrides = None,
+    workload: Preset = None,
+    engine: Annotated[str, typer.Option(help="eager, compiled (torch.compile) or fused (a fused engine).")] = "eager",
+    attention: Annotated[
+        str | None, typer.Option(help="math, cudnn, fa2, fa3 or sage2.", show_default="the usual one of the device")
+    ] = None,
+    price: Annotated[float | None, typer.Option(help="Price of a GPU-hour, in any currency.")] = None,
+    format: Annotated[ListFormat, typer.Option("--format", help="Output format.")] = ListFormat.table,
+    output: OutputFile = None,
+) -> Answer:
+    """Predict how long a run takes on a device, stage by stage, and what bounds it."""
+    from modelmeter.api import load
+    from modelmeter.devices import find_device
+    from modelmeter.predict import Settings, predict
+    from modelmeter.report.prediction import FORMATS
+
+    settings = Settings(device=find_device(device), engine=engine, attention=attention, price_per_gpu_hour=price)
+    loaded = load(model, *(overrides or []))
+    prediction = predict(loaded, loaded.plan(loaded.workload(workload)), settings)
+    return Answer(FORMATS[format.value](prediction), output)
+
+
 @app.command("verify", epilog="Example: modelmeter verify layers -m wan2.1-t2v-1.3b -w wan2-1-ci-tiny")
 def verify_command(
     what: Annotated[Verify, typer.Argument(help="What to verify.")] = Verify.all,

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 from modelmeter.flops import Counts, called_paths, own_flops, total_flops
 from modelmeter.memory import Peak, peaks
 from modelmeter.nn import Body, Dim, evaluate, symbol, trace
+from modelmeter.roofline import Work, total_works
 from modelmeter.stage import Component
 from modelmeter.traffic import Sums, evaluated, own_traffic, total_traffic
 
@@ -65,6 +66,11 @@ class CompiledForward:
     def peak_forms(self) -> tuple[Peak, ...]:
         """The moments that may be the peak at sizes within the bounds."""
         return peaks(self.body, dict.fromkeys(self.symbols, SMALLEST_SYMBOL))
+
+    @cached_property
+    def works(self) -> Mapping[Work, int]:
+        """The kernels of the forward as the time fold takes them, equal ones counted."""
+        return total_works(self.body)
 
     @cached_property
     def nodes(self) -> tuple[NodeForm, ...]:

@@ -122,6 +122,15 @@ class Reference:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Blocks:
+    """The transformer blocks of a forward: how many, their width D, and the inner width of their feed-forward."""
+
+    count: int
+    width: int
+    inner_width: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Pipeline:
     """What a family tells about itself: its components, and what it runs for a workload.
 
@@ -129,8 +138,11 @@ class Pipeline:
         components: builds the modules by component id from a configuration.
         plan: the stages of a workload under a configuration.
         references: for each component the real classes that it can be verified against, by kind.
+        blocks: how many transformer blocks a forward runs, their width and inner width, where engines that fuse
+            elementwise kernels are known to run them.
     """
 
     components: Callable[[Mapping[str, Any]], dict[str, Component]]
     plan: Callable[[Mapping[str, Any], Workload], Plan]
     references: Callable[[Mapping[str, Any]], dict[str, dict[str, Reference]]]
+    blocks: Callable[[Mapping[str, Any]], Blocks] | None = None

@@ -16,7 +16,7 @@ from modelmeter.models.wan2_1.architecture import IMAGE_TOKENS, MAX_POSITIONS, t
 from modelmeter.models.wan2_1.transformer import KEEP_IN_FP32, TEXT_TOKENS_WITH_IMAGES, Wan2_1DiTModel
 from modelmeter.models.wan2_1.vace import WanVACETransformer3DModel
 from modelmeter.nn import bfloat16
-from modelmeter.stage import Call, Component, Pipeline, Plan, Reference, Stage, single
+from modelmeter.stage import Blocks, Call, Component, Pipeline, Plan, Reference, Stage, single
 from modelmeter.workload import Geometry, Grid, Workload, round_frames
 
 Config = Mapping[str, Any]
@@ -88,6 +88,13 @@ def references(config: Config) -> dict[str, dict[str, Reference]]:
         mirrors = "modelmeter.models.wan2_1.scripts.verify._reference_modules"
         found["transformer"]["modules"] = Reference(mirrors, "RefWan2_1DiffusionCore", arguments, MIRRORED)
     return found
+
+
+def blocks(config: Config) -> Blocks:
+    """The blocks of a forward, those of VACE included."""
+    sizes = config["transformer"]
+    count = sizes["num_layers"] + len(sizes.get("vace_layers", ()))
+    return Blocks(count=count, width=sizes["dim"], inner_width=sizes["ffn_dim"])
 
 
 # -- stages ------------------------------------------------------------------------------------------------------
@@ -236,6 +243,8 @@ def plan_vace(config: Config, video: Workload) -> Plan:
     return Plan(workload=video, geometry=geometry, stages=stages, warnings=tuple(warnings))
 
 
-WAN_PIPELINE = Pipeline(components=components, plan=plan_text_to_video, references=references)
-WAN_IMAGE_TO_VIDEO_PIPELINE = Pipeline(components=components, plan=plan_image_to_video, references=references)
-WAN_VACE_PIPELINE = Pipeline(components=components, plan=plan_vace, references=references)
+WAN_PIPELINE = Pipeline(components=components, plan=plan_text_to_video, references=references, blocks=blocks)
+WAN_IMAGE_TO_VIDEO_PIPELINE = Pipeline(
+    components=components, plan=plan_image_to_video, references=references, blocks=blocks
+)
+WAN_VACE_PIPELINE = Pipeline(components=components, plan=plan_vace, references=references, blocks=blocks)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from modelmeter.models.wan2_1 import pipeline as wan2_1
-from modelmeter.models.wan2_1.pipeline import Config
+from modelmeter.models.wan2_1.pipeline import Config, blocks
 from modelmeter.stage import Component, Pipeline, Plan, Reference, Stage, single
 from modelmeter.workload import Geometry, Workload
 
@@ -106,8 +106,10 @@ def plan_text_image_to_video(config: Config, video: Workload) -> Plan:
     return Plan(workload=video, geometry=geometry, stages=stages, warnings=tuple(warnings))
 
 
-WAN2_2_PIPELINE = Pipeline(components=components, plan=plan_text_to_video, references=references)
-WAN2_2_IMAGE_TO_VIDEO_PIPELINE = Pipeline(components=components, plan=plan_image_to_video, references=references)
+WAN2_2_PIPELINE = Pipeline(components=components, plan=plan_text_to_video, references=references, blocks=blocks)
+WAN2_2_IMAGE_TO_VIDEO_PIPELINE = Pipeline(
+    components=components, plan=plan_image_to_video, references=references, blocks=blocks
+)
 WAN2_2_TEXT_IMAGE_TO_VIDEO_PIPELINE = Pipeline(
-    components=wan2_1.components, plan=plan_text_image_to_video, references=wan2_1.references
+    components=wan2_1.components, plan=plan_text_image_to_video, references=wan2_1.references, blocks=blocks
 )

@@ -1,0 +1,311 @@
+"""How long a run takes on a device: a roofline over the recorded kernels, plus what runs beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from math import isfinite
+
+from modelmeter.api import Model
+from modelmeter.devices import Device
+from modelmeter.errors import InputError, choice
+from modelmeter.estimate import StageRun
+from modelmeter.nn import Body
+from modelmeter.rates import Sustained, constant, constants, sustained
+from modelmeter.roofline import Rates, Seconds, Work, own_works, seconds
+from modelmeter.stage import Plan
+
+#: How the transformer runs: as its implementation is written, under torch.compile, or in a fused engine.
+ENGINES = ("eager", "compiled", "fused")
+#: What is spent neither in kernels nor in launches.
+HOST_LINK, HOST = "host_link", "host"
+#: What a fused engine runs, whatever the implementation that is asked for.
+FUSED: Mapping[str, object] = {
+    "implementation": "diffusers",
+    "differences.timesteps": {"official": "per_sample", "diffusers": "per_sample"},
+}
+#: Calls of a stage that cost time beside their kernels.
+CALL_SECONDS: Mapping[str, str] = {"text_encoder": "text_encoder_call_s", "image_encoder": "image_encoder_call_s"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What the time depends on beside the model and the workload.
+
+    Args:
+        engine: one of :data:`ENGINES`.
+        attention: kernel; the device's usual one without it.
+        price_per_gpu_hour: for the cost, in any currency.
+        constants: ``fitted``, or ``published`` for constants that no Wan run was used for.
+
+    Raises:
+        InputError: an unknown engine, or a kernel that cannot run on the device.
+    """
+
+    device: Device
+    engine: str = "eager"
+    attention: str | None = None
+    price_per_gpu_hour: float | None = None
+    constants: str = "fitted"
+
+    def __post_init__(self) -> None:
+        if self.engine not in ENGINES:
+            raise choice("engine", self.engine, ENGINES)
+        price = self.price_per_gpu_hour
+        if price is not None and not (isfinite(price) and price > 0):
+            raise InputError("price", price, "a decimal number above 0")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodePrediction:
+    """A module, its submodules included, and what its seconds are spent on over the whole run."""
+
+    id: str
+    depth: int
+    flops: int
+    seconds_by: Seconds
+
+    @property
+    def seconds(self) -> float:
+        """Of the whole run."""
+        return sum(self.seconds_by.values())
+
+    @property
+    def bound(self) -> str:
+        """What most of the time goes to: compute, memory, launches, host_link or host."""
+        return bound(self.seconds_by)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StagePrediction:
+    """A stage and what its seconds are spent on."""
+
+    id: str
+    flops: int
+    seconds_by: Seconds
+
+    @property
+    def seconds(self) -> float:
+        """Of the whole run."""
+        return sum(self.seconds_by.values())
+
+    @property
+    def bound(self) -> str:
+        """What most of the time goes to: compute, memory, launches, host_link or host."""
+        return bound(self.seconds_by)
+
+
+def bound(seconds_by: Seconds) -> str:
+    """What most seconds go to, all arithmetic taken together.
+
+    Example:
+        >>> bound({"linear:bfloat16": 1.0, "attention:bfloat16": 1.0, "memory": 1.5})
+        'compute'
+    """
+    groups: dict[str, float] = {}
+    for resource, spent in seconds_by.items():
+        group = "compute" if ":" in resource else resource
+        groups[group] = groups.get(group, 0.0) + spent
+    return max(groups, key=lambda group: groups[group], default="compute")
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Seconds of a run on a device, with the range in which measurements should lie.
+
+    Args:
+        half_width: relative half-width of the range.
+    """
+
+    model: str
+    plan: Plan
+    settings: Settings
+    attention: str
+    stages: tuple[StagePrediction, ...]
+    runs: tuple[StageRun, ...]
+    rates: Rates
+    half_width: float
+    assumptions: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+    @cached_property
+    def seconds(self) -> float:
+        """From the first stage to the last; the weights are loaded already."""
+        return sum(stage.seconds for stage in self.stages)
+
+    @property
+    def range(self) -> tuple[float, float]:
+        """Shortest and longest time that would not surprise."""
+        return self.seconds * (1 - self.half_width), self.seconds * (1 + self.half_width)
+
+    @property
+    def flops(self) -> int:
+        """FLOPs of the run."""
+        return sum(stage.flops for stage in self.stages)
+
+    @cached_property
+    def nodes(self) -> tuple[NodePrediction, ...]:
+        """Every module that is called, parents before children, with the seconds of its kernels.
+
+        What an engine that fuses moves beside products and attention belongs to no module, and is left out.
+        """
+        return tuple(node for run in self.runs for node in _nodes(run, self.rates, self.settings.engine))
+
+    @property
+    def utilisation(self) -> float:
+        """FLOPs per second, as a part of the bf16 peak of the datasheet."""
+        return self.flops / self.seconds / self.settings.device.peak_flops["bf16"]
+
+    @property
+    def energy_joules(self) -> float | None:
+        """At the power limit of the device."""
+        watts = self.settings.device.tdp_watts
+        return None if watts is None else watts * self.seconds
+
+    @property
+    def cost(self) -> float | None:
+        """In the currency of the price per GPU-hour."""
+        price = self.settings.price_per_gpu_hour
+        return None if price is None else price * self.seconds / 3600
+
+
+def predict(model: Model, plan: Plan, settings: Settings) -> Prediction:
+    """Seconds of a plan on a device.
+
+    Raises:
+        InputError: an engine that the model has no count for, or a device that lacks what it needs.
+
+    Example:
+        >>> import modelmeter as mm
+        >>> from modelmeter.devices import find_device
+        >>> model = mm.load("wan2.1-t2v-14b")
+        >>> settings = Settings(device=find_device("h100"), attention="fa2")
+        >>> 1700 < predict(model, model.plan(model.workload()), settings).seconds < 2000
+        True
+    """
+    running = under_engine(model, settings.engine)
+    if running is not model:
+        plan = running.plan(plan.workload)
+    found = sustained(settings.device, settings.attention, which=settings.constants)
+    runs = running.runs(plan)
+    stages = tuple(_stage(running, run, settings, found.rates) for run in runs)
+    half_width, warnings = _knowledge(settings, found)
+    return Prediction(
+        model=model.id,
+        plan=plan,
+        settings=settings,
+        attention=found.attention,
+        stages=stages,
+        runs=runs,
+        rates=found.rates,
+        half_width=half_width,
+        assumptions=_assumptions(running, settings, found),
+        warnings=(*plan.warnings, *warnings),
+    )
+
+
+def under_engine(model: Model, engine: str) -> Model:
+    """The model as an engine runs it: a fused one takes one timestep a sample and bfloat16 weights.
+
+    Raises:
+        InputError: the traffic of the model under that engine is not known.
+    """
+    if engine == "eager":
+        return model
+    if model.pipeline.blocks is None:
+        raise InputError("engine", engine, f"eager: what {model.id} moves under others is not known")
+    return model.with_config(FUSED) if engine == "fused" else model
+
+
+def elementwise_bytes(model: Model, dims: Mapping[str, int], engine: str) -> float:
+    """Bytes that the kernels of a transformer forward move beside products and attention, under an engine that fuses.
+
+    Args:
+        dims: sizes of the forward: ``batch`` videos of ``frames`` x ``rows`` x ``columns`` tokens.
+    """
+    assert model.pipeline.blocks is not None
+    blocks = model.pipeline.blocks(model.config)
+    fused, rope = constants()["fused_elementwise"], constants()["compiled_official_rope"]
+    width = fused["per_width"]
+    if engine == "compiled" and model.config["implementation"] == "official":
+        width += rope["per_width"]
+    tokens = dims["batch"] * dims["frames"] * dims["rows"] * dims["columns"]
+    per_token: float = width * blocks.width + fused["per_ffn"] * blocks.inner_width
+    return tokens * blocks.count * per_token
+
+
+def fuses(run: StageRun, engine: str) -> bool:
+    """Whether the engine replaces the elementwise kernels of a stage: those of the diffusion transformers."""
+    return engine != "eager" and run.stage.component.startswith("transformer")
+
+
+def _products(works: Mapping[Work, int]) -> Mapping[Work, int]:
+    return {work: count for work, count in works.items() if work.resource is not None}
+
+
+def _nodes(run: StageRun, rates: Rates, engine: str) -> Iterator[NodePrediction]:
+    spent: dict[str, dict[str, float]] = {}
+    flops: dict[str, int] = {}
+    called: set[str] = set()
+    for forward, times, form in run.forwards:
+        known: dict[Body, Seconds] = {}
+        for path, count in form.module_flops(forward.dims).items():
+            flops[path] = flops.get(path, 0) + times * count
+        for node in form.nodes:
+            own = spent.setdefault(node.path, {})
+            for body in node.bodies:
+                called.add(node.path)
+                if body not in known:
+                    works = own_works(body)
+                    known[body] = seconds(_products(works) if fuses(run, engine) else works, forward.dims, rates)
+                for resource, single in known[body].items():
+                    own[resource] = own.get(resource, 0.0) + times * single
+    for path in reversed(spent):  # children come after their parents
+        if path:
+            above = spent[path.rpartition(".")[0]]
+            for resource, single in spent[path].items():
+                above[resource] = above.get(resource, 0.0) + single
+    for path, by in spent.items():
+        if path in called:
+            depth = path.count(".") + 1 if path else 0
+            yield NodePrediction(id=run.stage.path(path), depth=depth, flops=flops[path], seconds_by=by)
+
+
+def _stage(model: Model, run: StageRun, settings: Settings, rates: Rates) -> StagePrediction:
+    total: dict[str, float] = {}
+    for forward, times, form in run.forwards:
+        works, extra = form.works, 0.0
+        if fuses(run, settings.engine):
+            works = _products(works)
+            extra = elementwise_bytes(model, forward.dims, settings.engine) / rates.bandwidth
+        for resource, spent in seconds(works, forward.dims, rates).items():
+            total[resource] = total.get(resource, 0.0) + times * spent
+        if extra:
+            total["memory"] = total.get("memory", 0.0) + times * extra
+    if run.stage.id in CALL_SECONDS:
+        total[HOST] = run.calls * constant(CALL_SECONDS[run.stage.id], settings.constants)
+    return StagePrediction(id=run.stage.id, flops=run.flops, seconds_by=total)
+
+
+def _knowledge(settings: Settings, found: Sustained) -> tuple[float, tuple[str, ...]]:
+    """Half-width of the range, and why it is not the narrowest."""
+    widths: Mapping[str, float] = constants()["range"]
+    reasons: list[tuple[float, str]] = []
+    device = settings.device
+    if settings.attention is None:
+        reasons.append((widths["kernel_unknown"], f"attention={found.attention}: not named, the usual kernel"))
+    if device.name not in constants()["validated_devices"]:
+        reasons.append((widths["estimated"], f"{device.name}: no published run was held against the predictions"))
+    if settings.engine != "eager":
+        reasons.append((widths["estimated"], f"engine={settings.engine}: its elementwise traffic is assumed"))
+    reasons += [(widths["kernel_unknown"], text) for text in found.estimated]
+    return max([widths["known"], *(width for width, _ in reasons)]), tuple(text for _, text in reasons)
+
+
+def _assumptions(model: Model, settings: Settings, found: Sustained) -> tuple[str, ...]:
+    return (
+        f"{model.config['implementation']} implementation, engine {settings.engine}, attention {found.attention}",
+        "kernels of one stream run one after another; weights are loaded before the first stage",
+        f"{settings.constants} constants (rates.yaml)",
+    )
