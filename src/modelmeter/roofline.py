@@ -49,7 +49,7 @@ def own_works(body: Body) -> Mapping[Work, int]:
     Example:
         >>> from modelmeter.nn import Linear, Tensor, bfloat16, trace
         >>> layer = Linear(4, 8)
-        >>> layer.to(bfloat16)
+        >>> _ = layer.to(bfloat16)
         >>> [work.resource for work in own_works(trace(layer, Tensor((3, 4), bfloat16)).body)]
         ['linear:bfloat16']
     """
