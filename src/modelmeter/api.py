@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from modelmeter.compiled import CompiledForward, compile_forward, literals
+from modelmeter.compiled import CompiledForward, compile_forward
 from modelmeter.config import Overrides, applied, compose, find, parse_overrides
 from modelmeter.errors import choice
 from modelmeter.estimate import Estimate, StageRun
@@ -118,7 +118,8 @@ class Model:
     def compiled(self, stage: Stage, forward: Forward) -> CompiledForward:
         """The closed forms of a forward of a stage, compiled when first needed."""
         module = self.components[stage.component].entry(forward.label)
-        key = (stage.component, forward.label, *literals(module, forward.dims).items())
+        sizes, counts = module.sizes(forward.dims), module.counts(forward.dims)
+        key = (stage.component, forward.label, *sizes.values(), *counts.values())
         if key not in self._forms:
             self._forms[key] = compile_forward(module, forward.dims)
         return self._forms[key]

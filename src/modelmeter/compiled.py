@@ -10,12 +10,10 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 from modelmeter.flops import Counts, called_paths, own_flops, total_flops
 from modelmeter.memory import Peak, peaks
 from modelmeter.nn import Body, Dim, evaluate, symbol, trace
+from modelmeter.nn.polynomial import SMALLEST_SYMBOL
 from modelmeter.roofline import Work, total_works
 from modelmeter.stage import Component
 from modelmeter.traffic import Sums, evaluated, own_traffic, total_traffic
-
-#: A size that is 1 stays a literal 1, since broadcasting and copies depend on it; a symbol is at least this.
-SMALLEST_SYMBOL = 2
 
 
 class NodeForm(NamedTuple):
@@ -35,7 +33,8 @@ class CompiledForward:
     """Closed forms of one forward in the sizes of its inputs.
 
     Args:
-        literals: the sizes that the forms hold for as they are; all others are symbols from 2 up.
+        sizes: by name the symbol of a size, which holds from 2 up, or what the forms hold for as it is.
+        counts: how often parts of the forward run in these forms.
 
     Raises:
         ValueError: an evaluation at sizes that the forms do not cover.
@@ -50,8 +49,13 @@ class CompiledForward:
 
     module: Component
     body: Body
-    literals: Mapping[str, int]
-    symbols: frozenset[str]
+    sizes: Mapping[str, Dim]
+    counts: Mapping[str, int]
+
+    @cached_property
+    def symbols(self) -> frozenset[str]:
+        """Names of the sizes that the forms are in."""
+        return frozenset(name for name, size in self.sizes.items() if size == symbol(name))
 
     @cached_property
     def total(self) -> Counts:
@@ -144,32 +148,30 @@ class CompiledForward:
 
     def covers(self, dims: Mapping[str, int]) -> bool:
         """Whether the closed forms hold at these sizes."""
-        return all(dims[name] == value for name, value in self.literals.items()) and all(
-            dims[name] >= SMALLEST_SYMBOL for name in self.symbols
+        return (
+            all(dims[name] >= SMALLEST_SYMBOL for name in self.symbols)
+            and all(evaluate(size, dims) == dims[name] for name, size in self.sizes.items())
+            and self.module.counts(dims) == self.counts
         )
 
     def _check(self, dims: Mapping[str, int]) -> None:
         if not self.covers(dims):
-            raise ValueError(f"sizes {dict(dims)} are outside these closed forms ({self.literals}, others from 2 up)")
+            raise ValueError(
+                f"sizes {dict(dims)} are outside these closed forms ({dict(self.sizes)}, symbols from 2 up)"
+            )
 
 
 def compile_forward(module: Component, dims: Mapping[str, int]) -> CompiledForward:
-    """Trace ``module`` once on formulas: every size is a symbol, but :func:`literals` stay as they are.
+    """Trace ``module`` once on formulas: every size is a symbol, but for what the module holds fast.
 
     Args:
         module: what runs.
         dims: sizes by name.
     """
-    fixed = literals(module, dims)
-    sizes: dict[str, Dim] = {name: fixed.get(name, symbol(name)) for name in dims}
-    inputs: dict[str, Any] = {**module.inputs(**sizes)}
+    sizes, counts = module.sizes(dims), module.counts(dims)
+    inputs: dict[str, Any] = {**module.inputs(**sizes), **counts}
     record = trace(module, **inputs)
-    return CompiledForward(module, record.body, fixed, frozenset(dims) - frozenset(fixed))
-
-
-def literals(module: Component, dims: Mapping[str, int]) -> dict[str, int]:
-    """Sizes that closed forms hold as they are: those of 1, and those that the module names."""
-    return {name: size for name, size in dims.items() if size == 1 or name in module.literals}
+    return CompiledForward(module, record.body, sizes, counts)
 
 
 class _Added(Protocol):

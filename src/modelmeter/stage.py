@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from modelmeter.nn import Dim, Module, Tensor
+from modelmeter.nn import Dim, Module, Tensor, symbol
 from modelmeter.workload import Geometry, Workload
 
 
@@ -21,6 +21,18 @@ class Component(Module):
     def inputs(self, **dims: Dim) -> dict[str, Tensor]:
         """What ``forward`` takes, by name, for the sizes of a :class:`Forward`."""
         raise NotImplementedError(f"{type(self).__name__} has no inputs")
+
+    def sizes(self, dims: Mapping[str, int]) -> dict[str, Dim]:
+        """The sizes of a :class:`Forward` as closed forms take them: symbols, but 1 and ``literals`` stay as they are.
+
+        A component whose sizes depend on one another says here how.
+        """
+        fixed = {name: size for name, size in dims.items() if size == 1 or name in self.literals}
+        return {name: fixed.get(name, symbol(name)) for name in dims}
+
+    def counts(self, dims: Mapping[str, int]) -> dict[str, int]:
+        """Numbers that ``forward`` takes beside the tensors, where their sizes are formulas: how often a part runs."""
+        return {}
 
     def entry(self, label: str) -> Component:
         """What a :class:`Forward` of that label runs: this module, or a part of it with the same paths."""

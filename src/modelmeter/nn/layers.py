@@ -124,21 +124,20 @@ class Embedding(Module):
 
 
 class LayerNorm(Module):
-    """Layer norm over the last dimension, with weight and bias.
+    """Layer norm over the last dimension, with weight and bias unless it has none.
 
     Example:
-        >>> LayerNorm(128).params
-        256
+        >>> LayerNorm(128).params, LayerNorm(128, elementwise_affine=False).params
+        (256, 0)
     """
 
-    def __init__(self, normalized_shape: int) -> None:
-        self.weight = Parameter((normalized_shape,), float32)
-        self.bias = Parameter((normalized_shape,), float32)
+    def __init__(self, normalized_shape: int, *, elementwise_affine: bool = True) -> None:
+        self.normalized_shape = normalized_shape
+        self.weight = Parameter((normalized_shape,), float32) if elementwise_affine else None
+        self.bias = Parameter((normalized_shape,), float32) if elementwise_affine else None
 
     def forward(self, x: Tensor) -> Tensor:
-        (size,) = self.weight.shape
-        assert isinstance(size, int)
-        return F.layer_norm(x, size, self.weight, self.bias)
+        return F.layer_norm(x, self.normalized_shape, self.weight, self.bias)
 
 
 class RMSNorm(Module):

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from math import prod
 from typing import TypeAlias
 
-from modelmeter.nn.polynomial import Dim, at_least
+from modelmeter.nn.polynomial import SMALLEST_SYMBOL, Dim, at_least
 
 Shape: TypeAlias = tuple[Dim, ...]
 
@@ -235,4 +235,4 @@ def _surely_at_least(larger: Dim, smaller: Dim) -> bool:
     if isinstance(larger, int) and isinstance(smaller, int):
         return larger >= smaller
     names = {n for value in (larger, smaller) if not isinstance(value, int) for term in value.terms for n in term}
-    return at_least(larger, smaller, dict.fromkeys(names, 1))
+    return at_least(larger, smaller, dict.fromkeys(names, SMALLEST_SYMBOL))

@@ -14,6 +14,10 @@ from typing import TypeAlias
 Monomial: TypeAlias = tuple[str, ...]
 
 
+#: A size that is 1 stays a literal 1, since broadcasting and copies depend on it; a symbol is at least this.
+SMALLEST_SYMBOL = 2
+
+
 class Polynomial:
     """A polynomial in named symbols that is not a constant; constants are plain ``int``.
 

@@ -33,10 +33,10 @@ WITHOUT_MATRIX_PRODUCTS: dict[str, str] = {
         zeros_like
     """,
     "copies": """
-        _to_copy _unsafe_index cat clone constant_pad_nd contiguous copy embedding fill flip gather index index_put
-        index_select lift masked_fill pixel_shuffle pixel_unshuffle reflection_pad1d reflection_pad2d reflection_pad3d
-        repeat repeat_interleave replication_pad1d replication_pad2d replication_pad3d roll scatter scatter_add
-        select_scatter slice_scatter split_with_sizes_copy stack tril triu where zero
+        _to_copy _unsafe_index cat clone constant_pad_nd contiguous copy diag_embed embedding fill flip gather index
+        index_put index_select lift masked_fill pixel_shuffle pixel_unshuffle reflection_pad1d reflection_pad2d
+        reflection_pad3d repeat repeat_interleave replication_pad1d replication_pad2d replication_pad3d roll scatter
+        scatter_add select_scatter slice_scatter split_with_sizes_copy stack tril triu where zero
     """,
     "elementwise": """
         _conj _conj_physical abs add addcdiv addcmul angle atan2 bitwise_and bitwise_not bitwise_or bitwise_xor ceil
@@ -54,6 +54,10 @@ WITHOUT_MATRIX_PRODUCTS: dict[str, str] = {
     "norms": """
         _fused_rms_norm _native_batch_norm_legit _native_batch_norm_legit_no_training _weight_norm_interface
         native_batch_norm native_group_norm native_layer_norm
+    """,
+    # Products inside a factorization, which PyTorch does not count either.
+    "factorizations": """
+        linalg_qr
     """,
     # Weighted sums over a fixed neighbourhood, which PyTorch does not count either.
     "pooling and interpolation": """

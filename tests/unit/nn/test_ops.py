@@ -37,6 +37,8 @@ THEIRS = SimpleNamespace(
         "weight_norm": lambda v, g: torch._weight_norm(v, g, v.ndim - 1),
         "upsample_nearest_exact": lambda x, scale: F.interpolate(x, scale_factor=scale, mode="nearest-exact"),
         "vector_norm": lambda x, dim: torch.linalg.vector_norm(x, dim=dim, keepdim=True),
+        "replication_pad1d": lambda x, padding: F.pad(x, padding, mode="replicate"),
+        "qr": lambda x: torch.linalg.qr(x)[0],
         "normalize": lambda x, dim: F.normalize(x, dim=dim),
         "new_ones": lambda like, shape: like.new_ones(shape),
         "new_zeros": lambda like, shape: like.new_zeros(shape),
@@ -54,7 +56,7 @@ class Row(NamedTuple):
     run: Callable[..., Any]
 
 
-UNARY = ("gelu", "silu", "exp", "sin", "cos", "tanh", "log", "rsqrt", "absolute", "neg")
+UNARY = ("gelu", "silu", "exp", "sin", "cos", "tanh", "log", "rsqrt", "absolute", "leaky_relu", "neg")
 #: Every arithmetic operator that our tensors define, so that a new one gets its rows by itself.
 ARITHMETIC = [
     name
@@ -273,11 +275,37 @@ ROWS = [
     Row("mean, of one", "B 1 S 8", lambda f, x: f.mean(x, 1, keepdim=False)),
     Row("repeat_interleave", "B 4 S 8 8", lambda f, x: x.repeat_interleave(2, dim=1)),
     Row("repeat_interleave, once", "B 4 S 8 8", lambda f, x: x.repeat_interleave(1, dim=1)),
+    # what the motion and face encoders of Animate run
+    Row(
+        "conv, channel by channel",
+        "B 6 S 12, 6 1 4 4",
+        lambda f, x, w: f.conv(x, w, stride=(1, 1), padding=2, groups=6),
+    ),
+    Row(
+        "conv, one kernel for every channel",
+        "B 6 S 12, 4 4",
+        lambda f, x, w: f.conv(x, w[None, None].expand(6, 1, 4, 4), stride=(1, 1), padding=1, groups=6),
+    ),
+    Row("conv, groups", "B 6 S 12, 8 3 3 3, 8", lambda f, x, w, b: f.conv(x, w, b, stride=(1, 1), groups=2)),
+    Row("conv, one dimension, strided", "2 4 9, 6 4 3, 6", lambda f, x, w, b: f.conv(x, w, b, stride=(2,))),
+    Row("conv, channels by frames", "B S 4, 6 4 3", lambda f, x, w: f.conv(x.permute(0, 2, 1), w, stride=(1,))),
+    Row("replication pad", "B 4 S", lambda f, x: f.replication_pad1d(x, (2, 0))),
+    Row("replication pad, half", "bf16: B 4 S", lambda f, x: f.replication_pad1d(x, (1, 3))),
+    Row("replication pad, transposed", "B S 4", lambda f, x: f.replication_pad1d(x.permute(0, 2, 1), (2, 0))),
+    Row("diagonal matrices", "B 5", lambda f, x: f.diag_embed(x)),
+    Row("diagonal matrices, half, transposed", "bf16: 5 S", lambda f, x: f.diag_embed(x.transpose(0, 1))),
+    Row("qr", "12 5", lambda f, x: f.qr(x)),
+    Row("qr, double, square", "f64: 5 5", lambda f, x: f.qr(x)),
+    Row("qr, then a product", "B S 5, 12 5", lambda f, x, y: f.linear(x, f.qr(y))),
+    Row("sum", "B S 64", lambda f, x: f.sum(x, 1)),
+    Row("sum, half, last", "bf16: B S 64", lambda f, x: f.sum(x, -1)),
+    Row("sum, transposed", "B S 64", lambda f, x: f.sum(x.transpose(1, 2), 1)),
+    Row("repeat, by sizes", "1 1 1 64, B S", lambda f, x, y: x.repeat(*y.shape, 1, 1)),
     Row("repeat_interleave, transposed, last", "bf16: B 4 S", lambda f, x: x.transpose(1, 2).repeat_interleave(3, -1)),
 ]
 
 SIZES = ({"B": 1, "S": 6, "L": 5}, {"B": 2, "S": 5, "L": 4}, {"B": 2, "S": 32760, "L": 512})
-DTYPES = {"bf16": "bfloat16", "f16": "float16", "i64": "int64"}
+DTYPES = {"bf16": "bfloat16", "f16": "float16", "f64": "float64", "i64": "int64"}
 
 
 #: Methods of ``Tensor`` that launch nothing: those that make views (see test_views.py) and those that tell.

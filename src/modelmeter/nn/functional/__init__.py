@@ -12,6 +12,7 @@ from modelmeter.nn.functional.activations import (
     cos,
     exp,
     gelu,
+    leaky_relu,
     log,
     minimum,
     neg,
@@ -24,6 +25,7 @@ from modelmeter.nn.functional.activations import (
 from modelmeter.nn.functional.copies import (
     arange,
     cat,
+    diag_embed,
     embedding,
     empty_like,
     full_like,
@@ -32,13 +34,15 @@ from modelmeter.nn.functional.copies import (
     new_zeros,
     ones_like,
     pad,
+    replication_pad1d,
     stack,
     upsample_nearest_exact,
     zeros_like,
 )
+from modelmeter.nn.functional.factorizations import qr
 from modelmeter.nn.functional.norms import layer_norm, normalize, rms_norm, weight_norm
 from modelmeter.nn.functional.products import conv, linear, matmul_flops, scaled_dot_product_attention
-from modelmeter.nn.functional.reductions import mean, vector_norm
+from modelmeter.nn.functional.reductions import mean, sum, vector_norm
 
 __all__ = [
     "absolute",
@@ -48,12 +52,14 @@ __all__ = [
     "clamp_min",
     "conv",
     "cos",
+    "diag_embed",
     "embedding",
     "empty_like",
     "exp",
     "full_like",
     "gelu",
     "layer_norm",
+    "leaky_relu",
     "linear",
     "linspace",
     "log",
@@ -66,12 +72,15 @@ __all__ = [
     "normalize",
     "ones_like",
     "pad",
+    "qr",
+    "replication_pad1d",
     "rms_norm",
     "rsqrt",
     "scaled_dot_product_attention",
     "silu",
     "sin",
     "stack",
+    "sum",
     "tanh",
     "upsample_nearest_exact",
     "vector_norm",

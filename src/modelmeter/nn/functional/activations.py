@@ -16,6 +16,11 @@ def silu(x: Tensor) -> Tensor:
     return pointwise("silu", x)
 
 
+def leaky_relu(x: Tensor) -> Tensor:
+    """Leaky ReLU on every element."""
+    return pointwise("leaky_relu", x)
+
+
 def tanh(x: Tensor) -> Tensor:
     """Hyperbolic tangent of every element."""
     return pointwise("tanh", x)

@@ -66,6 +66,29 @@ def pad(x: Tensor, padding: Sequence[int]) -> Tensor:
     return launch("constant_pad_nd", "copy", (x,), tuple(shape), x.dtype, strides=strides)
 
 
+def replication_pad1d(x: Tensor, padding: tuple[int, int]) -> Tensor:
+    """The first and the last element of every row repeated before and behind it, a copy: [B, C, T] -> [B, C, T'].
+
+    Example:
+        >>> from modelmeter.nn import trace_function
+        >>> trace_function(replication_pad1d, Tensor((1, 3, 4), float32), (2, 0)).outputs.shape
+        (1, 3, 6)
+    """
+    *outer, size = x.shape
+    return launch("replication_pad1d", "copy", (x,), (*outer, size + padding[0] + padding[1]), x.dtype)
+
+
+def diag_embed(x: Tensor) -> Tensor:
+    """Diagonal matrices: [..., N] -> [..., N, N].
+
+    Example:
+        >>> from modelmeter.nn import trace_function
+        >>> trace_function(diag_embed, Tensor((2, 3), float32)).outputs.shape
+        (2, 3, 3)
+    """
+    return launch("diag_embed", "copy", (x,), (*x.shape, x.shape[-1]), x.dtype)
+
+
 def upsample_nearest_exact(x: Tensor, scale: int) -> Tensor:
     """Every row and column ``scale`` times: [B, C, H, W] -> [B, C, scale * H, scale * W].
 

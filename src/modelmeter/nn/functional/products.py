@@ -7,7 +7,7 @@ from math import prod
 
 from modelmeter.nn.dtype import bfloat16, bool_, float16, float32, int64, uint64
 from modelmeter.nn.polynomial import Dim, floor_divide
-from modelmeter.nn.tensor import Parameter, Tensor, launch, launch_in_place, like
+from modelmeter.nn.tensor import Tensor, launch, launch_in_place, like
 from modelmeter.nn.tracing import Spec
 
 #: Per attention score: scale, running maximum, subtract it, exponential, sum, divide.
@@ -26,12 +26,12 @@ def matmul_flops(batch: Dim, m: Dim, k: Dim, n: Dim) -> Dim:
     return 2 * batch * m * k * n
 
 
-def linear(x: Tensor, weight: Parameter, bias: Parameter | None = None) -> Tensor:
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``x @ weight.T + bias``: [..., in], [out, in], [out] -> [..., out].
 
     Example:
         >>> from modelmeter.nn import trace_function
-        >>> w, b = Parameter((5, 3), float32), Parameter((5,), float32)
+        >>> w, b = Tensor((5, 3), float32), Tensor((5,), float32)
         >>> trace_function(linear, Tensor((2, 3), float32), w, b).ops[0].flops
         60
     """
@@ -53,7 +53,7 @@ def linear(x: Tensor, weight: Parameter, bias: Parameter | None = None) -> Tenso
     return output.view(*x.shape[:-1], out_features)
 
 
-def _gathered_linear(x: Tensor, weight: Parameter, bias: Parameter | None) -> Tensor:
+def _gathered_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """As :func:`linear` where the rows are no matrix in memory: a copy that is one, the product, the bias in place.
 
     Source: ``at::linear`` and ``should_fold`` (aten/src/ATen/native/Linear.cpp, LinearAlgebra.cpp).
@@ -67,7 +67,7 @@ def _gathered_linear(x: Tensor, weight: Parameter, bias: Parameter | None) -> Te
 def conv(
     x: Tensor,
     weight: Tensor,
-    bias: Parameter | None = None,
+    bias: Tensor | None = None,
     *,
     stride: Sequence[int],
     padding: int = 0,
@@ -83,7 +83,7 @@ def conv(
 
     Example:
         >>> from modelmeter.nn import trace_function
-        >>> x, w = Tensor((1, 4, 9, 9), float32), Parameter((8, 4, 3, 3), float32)
+        >>> x, w = Tensor((1, 4, 9, 9), float32), Tensor((8, 4, 3, 3), float32)
         >>> trace_function(lambda: conv(x, w, stride=(1, 1))).ops[0].flops
         28224
     """

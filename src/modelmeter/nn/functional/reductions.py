@@ -23,6 +23,18 @@ def mean(x: Tensor, dim: int, *, keepdim: bool) -> Tensor:
     return launch("mean", "reduction", (x,), shape, x.dtype, vector_flops=x.numel() + x.numel() // size)
 
 
+def sum(x: Tensor, dim: int) -> Tensor:
+    """Sum along one dimension: one addition per element.
+
+    Example:
+        >>> from modelmeter.nn import float32, trace_function
+        >>> trace_function(sum, Tensor((2, 3, 4), float32), 1).outputs.shape
+        (2, 4)
+    """
+    dim %= x.ndim
+    return launch("sum", "reduction", (x,), (*x.shape[:dim], *x.shape[dim + 1 :]), x.dtype, vector_flops=x.numel())
+
+
 def vector_norm(x: Tensor, dim: int) -> Tensor:
     """Root of the sum of squares along one dimension, which stays with size 1.
 
