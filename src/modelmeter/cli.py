@@ -55,6 +55,7 @@ class Verify(StrEnum):
     end2end = "end2end"
     core = "core"
     pipelines = "pipelines"
+    memory = "memory"
     all = "all"
 
 
@@ -181,12 +182,12 @@ def verify_command(
     from modelmeter.api import load
     from modelmeter.config import registry
     from modelmeter.report import verification
-    from modelmeter.verify.run import KINDS, verify
+    from modelmeter.verify.run import ALL, verify
 
     names = [model] if model else [entry.id for entry in registry()]
     result = verify(
         [load(name, *(overrides or [])) for name in names],
-        KINDS if what is Verify.all else (what.value,),
+        ALL if what is Verify.all else (what.value,),
         workload=workload,
         reference=reference,
         device=device,

@@ -124,6 +124,7 @@ class Reference:
         arguments: what it is built with.
         method: what is called; its inputs are those of the component's ``entry`` of that name.
         aliases: part of a path in the analytic model, and the part of the reference's path that answers for it.
+        dtype: what its weights are loaded in, but for those that the class itself keeps in float32.
     """
 
     package: str
@@ -131,6 +132,7 @@ class Reference:
     arguments: Mapping[str, Any]
     aliases: Mapping[str, str] = field(default_factory=dict)
     method: str = "forward"
+    dtype: str = "float32"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

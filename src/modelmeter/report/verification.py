@@ -29,6 +29,7 @@ TITLES = {
     "run_flops": "FLOPs of the whole run",
     "params": "parameters",
     "calls": "calls",
+    "bytes": "bytes of one call",
 }
 
 

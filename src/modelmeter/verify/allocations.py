@@ -4,7 +4,7 @@ A storage counts from the kernel that makes it until PyTorch frees it; a weak re
 and inputs count nowhere. What cannot be seen from a dispatcher does not count either: workspaces of cuDNN
 and cuBLAS, and what the CUDA allocator rounds up or keeps.
 
-Attention and RMS norm run as on a GPU, see :mod:`modelmeter.verify.fused`.
+Attention, RMS norm and the bias of linear layers run as on a GPU, see :mod:`modelmeter.verify.fused`.
 
 Bytes moved, one convention for every kernel: each distinct input is read once (an expanded dimension once,
 a slice by its elements), each output is written once; views and ``empty`` move nothing; what only fills
@@ -26,7 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from modelmeter.verify.flop_counter import module_calls
-from modelmeter.verify.fused import fused_attention, fused_rms_norm
+from modelmeter.verify.fused import bias_in_place, fused_attention, fused_rms_norm
 
 #: In-place kernels that overwrite their target without reading it.
 OVERWRITING = frozenset({"copy_", "fill_", "zero_"})
@@ -56,6 +56,8 @@ class Kernel(NamedTuple):
     bytes_written: int
     live: int
     """Bytes alive right after the kernel, above weights and inputs, all its outputs included."""
+    weight_bytes_read: int
+    """Of the bytes read those of weights and buffers, or of views of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +85,11 @@ class Tracked:
         return sum(kernel.bytes_read for kernel in self.kernels)
 
     @property
+    def weight_bytes_read(self) -> int:
+        """Bytes of weights and buffers that all kernels read."""
+        return sum(kernel.weight_bytes_read for kernel in self.kernels)
+
+    @property
     def bytes_written(self) -> int:
         """Bytes written by all kernels."""
         return sum(kernel.bytes_written for kernel in self.kernels)
@@ -92,7 +99,7 @@ def track(module: torch.nn.Module, /, *args: Any, **kwargs: Any) -> Tracked:
     """Run ``module(*args, **kwargs)`` once without gradients on ``meta`` and record its kernels.
 
     Attention runs as the fused kernel that a GPU would take, RMS norm as one kernel that also writes the
-    inverse root of every row.
+    inverse root of every row, and a bias that is added on its own is added in place.
 
     Raises:
         ValueError: a weight, buffer or argument is not on ``meta``, where results would be computed (and be
@@ -105,13 +112,13 @@ def track(module: torch.nn.Module, /, *args: Any, **kwargs: Any) -> Tracked:
         ('addmm', 96, 208)
     """
     given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
-    outside = [*given, *module.parameters(), *module.buffers()]
-    for tensor in outside:
+    weights = [*module.parameters(), *module.buffers()]
+    for tensor in (*given, *weights):
         if tensor.device.type != "meta":
             raise ValueError(f"tracking takes tensors on meta, not {list(tensor.shape)} on {tensor.device}")
-    tracker = _Tracker(outside)
+    tracker = _Tracker(given, weights)
     calls = module_calls(module, tracker.entered, tracker.left)
-    with torch.no_grad(), calls, fused_attention(), fused_rms_norm(tracker.rms_norm), tracker:
+    with torch.no_grad(), calls, bias_in_place(), fused_attention(), fused_rms_norm(tracker.rms_norm), tracker:
         outputs = module(*args, **kwargs)
     tracker.release()
     return Tracked(tuple(tracker.kernels), outputs, tracker.live)
@@ -135,16 +142,17 @@ def keep_in_fp32(module: torch.nn.Module, dtype: torch.dtype) -> None:
 
 
 class _Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Records kernels while it is active; ``outside`` are tensors whose bytes count nowhere."""
+    """Records kernels while it is active; the bytes of what is given and of weights are never live."""
 
-    def __init__(self, outside: Sequence[torch.Tensor]) -> None:
+    def __init__(self, given: Sequence[torch.Tensor], weights: Sequence[torch.Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.live = 0
         self.kernels: list[Kernel] = []
         self._path: list[str] = []
         self._known: dict[int, weakref.finalize[..., Any]] = {}
         self._silent = False
-        for tensor in outside:
+        self._weights = frozenset(_storage_key(weight) for weight in weights)
+        for tensor in (*given, *weights):
             self._know(tensor, counted=False)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -162,11 +170,10 @@ class _Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._know(tensor, counted=True)
         effects = _Effects.of(func, args, kwargs)
         if new or effects.written:
-            read = 0 if effects.fills else sum(_touched(tensor) for tensor in _distinct(effects.read))
-            if effects.gathers:
-                read += sum(_nbytes(tensor) for tensor in outputs)
+            read = [] if effects.fills else list(_distinct(effects.read))
+            gathered = (args[0], sum(_nbytes(tensor) for tensor in outputs)) if effects.gathers else None
             written = 0 if effects.allocates_only else sum(_nbytes(tensor) for tensor in [*new, *effects.written])
-            self._record(effects.name, inputs, outputs, read, written)
+            self._record(effects.name, inputs, outputs, read, written, gathered)
         return result
 
     def entered(self, path: str) -> None:
@@ -197,7 +204,7 @@ class _Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._know(tensor, counted=False)
         for tensor in (output, rstd):
             self._know(tensor, counted=True)
-        read = sum(_touched(tensor) for tensor in _distinct(inputs))
+        read = list(_distinct(inputs))
         self._record("_fused_rms_norm", inputs, [output, rstd], read, _nbytes(output) + _nbytes(rstd))
         return output
 
@@ -222,10 +229,21 @@ class _Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.live += nbytes
 
     def _record(
-        self, name: str, inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor], read: int, written: int
+        self,
+        name: str,
+        inputs: Sequence[torch.Tensor],
+        outputs: Sequence[torch.Tensor],
+        read: Sequence[torch.Tensor],
+        written: int,
+        gathered: tuple[torch.Tensor, int] | None = None,
     ) -> None:
+        """Append a kernel; of a table that it gathers rows from, the bytes of these."""
         path = self._path[-1] if self._path else ""
-        self.kernels.append(Kernel(name, path, _operands(inputs), _operands(outputs), read, written, self.live))
+        sizes = [(tensor, _touched(tensor)) for tensor in read] + ([gathered] if gathered else [])
+        whole = sum(size for _, size in sizes)
+        weights = sum(size for tensor, size in sizes if _storage_key(tensor) in self._weights)
+        operands = _operands(inputs), _operands(outputs)
+        self.kernels.append(Kernel(name, path, *operands, whole, written, self.live, weights))
 
 
 class _Effects(NamedTuple):

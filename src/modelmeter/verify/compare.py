@@ -23,7 +23,7 @@ class Row:
     stage: str
     id: str
     quantity: str
-    """``flops`` of one forward, ``run_flops`` of a whole run, ``params``, or ``calls`` of a component."""
+    """``flops`` of one forward, ``run_flops`` of a whole run, ``params``, ``calls`` of a component, or ``bytes``."""
     analytic: int
     reference: int
 
@@ -68,7 +68,7 @@ class Check:
     """One comparison: passed only if something was compared and all of it agrees.
 
     Args:
-        kind: ``layers``, ``end2end``, ``core`` or ``pipelines``.
+        kind: ``layers``, ``end2end``, ``core``, ``pipelines`` or ``memory``.
         reference: what the numbers are held against.
         tolerance: what passes.
         rows: modules on both sides, with their numbers.

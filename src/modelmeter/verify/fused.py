@@ -1,8 +1,9 @@
-"""Attention and RMS norm as the kernels that a GPU runs, for modules on ``meta``.
+"""Attention, RMS norm and linear layers as the kernels that a GPU runs, for modules on ``meta``.
 
-Two functions of PyTorch take a slow path on ``meta`` that no GPU takes: attention would write all its
-scores, RMS norm would run as several kernels in float32. Callers look both functions up in
-``torch.nn.functional`` when they run, so they are replaced there, for as long as a context lasts.
+Three functions of PyTorch take a path on ``meta`` that no GPU takes: attention would write all its scores, RMS
+norm would run as several kernels in float32, and a linear layer that gathers its rows first would not add
+its bias in place. Callers look the functions up in ``torch.nn.functional`` when they run, so they are
+replaced there, for as long as a context lasts.
 """
 
 from __future__ import annotations
@@ -35,6 +36,25 @@ def fused_attention() -> Iterator[None]:
 def fused_rms_norm(implementation: Callable[..., torch.Tensor]) -> Iterator[None]:
     """Let ``torch.nn.functional.rms_norm``, which ``torch.nn.RMSNorm`` calls, be ``implementation``."""
     with _replaced("rms_norm", implementation):
+        yield
+
+
+@contextmanager
+def bias_in_place() -> Iterator[None]:
+    """Let ``torch.nn.functional.linear`` add a bias in place where the product does not take it.
+
+    Under a dispatch mode and on ``meta`` PyTorch adds it out of place, for the sake of tensor subclasses.
+
+    Source: ``isTensorSubclassLike`` in ``at::linear`` (aten/src/ATen/native/Linear.cpp).
+    """
+    original = functional.linear
+
+    def linear(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        if bias is None or input.ndim <= 2 or input.is_contiguous():
+            return original(input, weight, bias)
+        return original(input, weight).add_(bias)
+
+    with _replaced("linear", linear):
         yield
 
 

@@ -51,7 +51,7 @@ def build(reference: Reference) -> torch.nn.Module:
     return module.eval()
 
 
-class _Calls(torch.nn.Module):
+class Calls(torch.nn.Module):
     """A method of a module called several times in a row, so that its hooks see the call."""
 
     def __init__(self, module: torch.nn.Module, method: str, times: int) -> None:
@@ -61,6 +61,7 @@ class _Calls(torch.nn.Module):
         self.times = times
 
     def forward(self, **inputs: torch.Tensor) -> None:
+        """What is called, on its own arguments."""
         call = self.module if self.method == "forward" else getattr(self.module, self.method)
         for _ in range(self.times):
             call(**inputs)
@@ -71,7 +72,7 @@ def measure(
 ) -> Measured:
     """Call a module of :func:`build` and count; on a real device with one of its blocks in memory at a time."""
     with placed(module, device):
-        counted = count(_Calls(module, reference.method, times), **arguments(module, inputs, device))
+        counted = count(Calls(module, reference.method, times), **arguments(module, inputs, device))
     # paths below the wrapper; a method is no module call, so the root's count is the wrapper's
     below = {path.removeprefix("module").removeprefix("."): flops for path, flops in counted.flops.items() if path}
     flops = {"": counted.flops[""], **below}

@@ -15,12 +15,14 @@ from modelmeter.verify.core import core
 from modelmeter.verify.settings import LOOPS, REFERENCES, Settings, settings
 
 if TYPE_CHECKING:
+    from modelmeter.verify.memory import Trackers
     from modelmeter.verify.reference import References
 
 #: Packages whose versions a verification states.
 PACKAGES = ("torch", "diffusers", "transformers")
-#: Kinds of checks, in the order in which ``all`` runs them.
-KINDS = ("layers", "end2end", "core", "pipelines")
+#: Kinds of checks that ``all`` runs, in this order; and those that run only when named.
+ALL = ("layers", "end2end", "core", "pipelines")
+KINDS = (*ALL, "memory")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +38,7 @@ class Job:
 
 def verify(
     models: Sequence[Model],
-    kinds: Sequence[str] = KINDS,
+    kinds: Sequence[str] = ALL,
     *,
     workload: str | None = None,
     reference: str | None = None,
@@ -49,7 +51,7 @@ def verify(
 
     Args:
         models: models with their overrides.
-        kinds: ``layers``, ``end2end``, ``core``, ``pipelines``.
+        kinds: ``layers``, ``end2end``, ``core``, ``pipelines``, ``memory``.
         workload: a preset; without one that of the overrides, or every preset, those that a model cannot run left
             out and listed.
         reference: ``diffusers`` or ``modules``; without it diffusers where it has the class.
@@ -79,13 +81,22 @@ def verify(
         for kind in kinds
         for model in models
     }
+    if "memory" in kinds:
+        for (kind, _), setting in chosen.items():
+            if kind == "memory" and setting.device != "meta":
+                raise InputError("device", setting.device, "meta for memory, whose reference runs there only")
+        if reference not in (None, "diffusers"):
+            raise InputError("reference", reference, "diffusers for memory")
     jobs, refused = _jobs(models, workload)
     needed = {setting.device for (kind, _), setting in chosen.items() if kind in ("layers", "end2end")}
     found = {name: _references(reference, name, progress) for name in needed}
     for references in found.values():
         refused += _without_reference(jobs, references)
+    trackers = _trackers(progress) if "memory" in kinds else None
+    if trackers is not None:
+        refused += _untracked(jobs)
     checks: list[Check] = []
-    for check in _checks(kinds, jobs, chosen, found, loop, progress):
+    for check in _checks(kinds, jobs, chosen, found, trackers, loop, progress):
         checks.append(check)
         if check.failures:  # fail fast: the next forward is not measured
             break
@@ -99,6 +110,14 @@ def _references(kind: str | None, device: str, progress: Progress) -> References
     except ImportError as error:
         raise _not_installed(error) from None
     return References(kind, device, progress)
+
+
+def _trackers(progress: Progress) -> Trackers:
+    try:
+        from modelmeter.verify.memory import Trackers
+    except ImportError as error:
+        raise _not_installed(error) from None
+    return Trackers(progress)
 
 
 def _pipelines() -> Callable[..., Iterator[Check]]:
@@ -127,11 +146,22 @@ def _without_reference(jobs: Sequence[Job], references: References) -> list[str]
     return missing
 
 
+def _untracked(jobs: Sequence[Job]) -> list[str]:
+    """Stages without a real class that could be tracked."""
+    missing: list[str] = []
+    for job in jobs:
+        references = job.model.pipeline.references(job.model.config)
+        without = [stage.id for stage in job.plan.stages if "diffusers" not in references[stage.id]]
+        missing += [f"{job.model.id} {stage}: no reference of the kind diffusers" for stage in without if job.first]
+    return missing
+
+
 def _checks(
     kinds: Sequence[str],
     jobs: Sequence[Job],
     chosen: dict[tuple[str, str], Settings],
     found: dict[str, References],
+    trackers: Trackers | None,
     loop: str,
     progress: Progress,
 ) -> Iterator[Check]:
@@ -149,6 +179,11 @@ def _checks(
                 from modelmeter.verify.end2end import end2end
 
                 yield from end2end(*what, found[setting.device], setting.tolerance, loop=loop)
+            elif kind == "memory":
+                from modelmeter.verify.memory import memory
+
+                assert trackers is not None
+                yield from memory(job.model, job.workload, trackers, setting.tolerance)
             elif job.first:  # sizes say nothing about calls: one preset and its variations are enough
                 pipelines = _pipelines()
                 yield from pipelines(job.model, job.workload, setting.tolerance, progress=progress)

@@ -35,8 +35,13 @@ class Tolerance:
         """Whether a relative difference passes; what is not a number never does."""
         return rel_diff == 0 or (not self.require_equal and rel_diff <= self.accept_rel_diff)
 
+    @property
+    def equal(self) -> bool:
+        """Whether only equal integers pass."""
+        return self.require_equal or self.accept_rel_diff == 0
+
     def __str__(self) -> str:
-        return "equal" if self.require_equal or self.accept_rel_diff == 0 else f"within {self.accept_rel_diff:g}"
+        return "equal" if self.equal else f"within {self.accept_rel_diff:g}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +62,7 @@ def settings(
     """The settings of a kind of verification, from ``verify_run`` of a composed configuration.
 
     Args:
-        what: ``layers``, ``end2end``, ``core``; any other kind has the default tolerance.
+        what: ``layers``, ``end2end``, ``core``, ``memory``; any other kind has the default tolerance.
         device: instead of the configured one.
         accept_rel_diff: instead of the configured tolerance and of ``require_equal``.
 

@@ -115,6 +115,27 @@ def test_attention_runs_fused(dtype: torch.dtype, head_dim: int, mask: bool, ker
     assert tracked.peak_bytes < 2 * q.numel() * q.element_size()
 
 
+def test_a_bias_is_added_in_place_where_the_product_does_not_take_it() -> None:
+    """Rows that are no matrix in memory are gathered, multiplied, and get their bias in place, as on a GPU."""
+    layer = torch.nn.Linear(6, 4, device="meta")
+    tracked = track(layer, meta(3, 6, 5).transpose(1, 2))
+    assert [kernel.name for kernel in tracked.kernels] == ["clone", "mm", "add_"]
+    assert tracked.peak_bytes == 4 * (3 * 5 * 6 + 3 * 5 * 4)
+    assert [kernel.name for kernel in track(layer, meta(3, 5, 6)).kernels] == ["addmm"]
+    assert F.linear is torch._C._nn.linear
+
+
+def test_weights_are_told_from_activations() -> None:
+    """Of the bytes read those of weights and buffers, also through views and where rows are gathered."""
+    layer = torch.nn.Linear(6, 4, device="meta")
+    assert [k.weight_bytes_read for k in track(layer, meta(3, 6)).kernels] == [4 * (6 * 4 + 4)]
+    words = torch.nn.Embedding(9, 4, device="meta")
+    assert [k.weight_bytes_read for k in track(words, meta(3, dtype=torch.int64)).kernels] == [4 * 3 * 4]
+    buffer = torch.nn.BatchNorm1d(4, affine=False, device="meta")
+    buffer.forward = lambda x: x + buffer.running_mean[:2]
+    assert [k.weight_bytes_read for k in track(buffer, meta(3, 2)).kernels] == [8]
+
+
 def test_pytorch_is_left_as_it_was_even_after_an_error() -> None:
     """Replaced functions, hooks and modes are gone when the forward is over."""
     hooks = torch.nn.modules.module

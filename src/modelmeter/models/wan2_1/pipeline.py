@@ -70,11 +70,14 @@ def references(config: Config) -> dict[str, dict[str, Reference]]:
     encoders = "modelmeter.verify.transformers_models"
     vace = "vace_layers" in arguments
     real = Reference("diffusers", "WanVACETransformer3DModel" if vace else "WanTransformer3DModel", arguments)
+    real = replace(real, dtype="bfloat16")
     vae = Reference("diffusers", "AutoencoderKLWan", config["vae"], method="decode")
     if config["vae_tiling"]:
         vae = replace(vae, package="modelmeter.verify.vae_models", name="build_tiled_vae")
     found = {
-        "text_encoder": {"diffusers": Reference(encoders, "build_text_encoder", config["text_encoder"])},
+        "text_encoder": {
+            "diffusers": Reference(encoders, "build_text_encoder", config["text_encoder"], dtype="bfloat16")
+        },
         "vae_encode": {"diffusers": replace(vae, method="encode")},
         "transformer": {"diffusers": real},
         "vae_decode": {"diffusers": vae},
