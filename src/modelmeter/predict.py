@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from math import isfinite
 
@@ -12,7 +12,7 @@ from modelmeter.devices import Device
 from modelmeter.errors import InputError, choice
 from modelmeter.estimate import StageRun
 from modelmeter.nn import Body
-from modelmeter.rates import Sustained, constant, constants, sustained
+from modelmeter.rates import Constants, Sustained, constants, entries, sustained
 from modelmeter.roofline import Rates, Seconds, Work, own_works, seconds
 from modelmeter.stage import Plan
 
@@ -37,7 +37,7 @@ class Settings:
         engine: one of :data:`ENGINES`.
         attention: kernel; the device's usual one without it.
         price_per_gpu_hour: for the cost, in any currency.
-        constants: ``fitted``, or ``published`` for constants that no Wan run was used for.
+        constants: of the device's rates; the fitted ones of ``rates.yaml`` unless others are given.
 
     Raises:
         InputError: an unknown engine, or a kernel that cannot run on the device.
@@ -47,7 +47,7 @@ class Settings:
     engine: str = "eager"
     attention: str | None = None
     price_per_gpu_hour: float | None = None
-    constants: str = "fitted"
+    constants: Constants = field(default_factory=constants)
 
     def __post_init__(self) -> None:
         if self.engine not in ENGINES:
@@ -187,7 +187,7 @@ def predict(model: Model, plan: Plan, settings: Settings) -> Prediction:
     running = under_engine(model, settings.engine)
     if running is not model:
         plan = running.plan(plan.workload)
-    found = sustained(settings.device, settings.attention, which=settings.constants)
+    found = sustained(settings.device, settings.attention, settings.constants)
     runs = running.runs(plan)
     stages = tuple(_stage(running, run, settings, found.rates) for run in runs)
     half_width, warnings = _knowledge(settings, found)
@@ -226,7 +226,7 @@ def elementwise_bytes(model: Model, dims: Mapping[str, int], engine: str) -> flo
     """
     assert model.pipeline.blocks is not None
     blocks = model.pipeline.blocks(model.config)
-    fused, rope = constants()["fused_elementwise"], constants()["compiled_official_rope"]
+    fused, rope = entries()["fused_elementwise"], entries()["compiled_official_rope"]
     width = fused["per_width"]
     if engine == "compiled" and model.config["implementation"] == "official":
         width += rope["per_width"]
@@ -284,18 +284,18 @@ def _stage(model: Model, run: StageRun, settings: Settings, rates: Rates) -> Sta
         if extra:
             total["memory"] = total.get("memory", 0.0) + times * extra
     if run.stage.id in CALL_SECONDS:
-        total[HOST] = run.calls * constant(CALL_SECONDS[run.stage.id], settings.constants)
+        total[HOST] = run.calls * settings.constants[CALL_SECONDS[run.stage.id]]
     return StagePrediction(id=run.stage.id, flops=run.flops, seconds_by=total)
 
 
 def _knowledge(settings: Settings, found: Sustained) -> tuple[float, tuple[str, ...]]:
     """Half-width of the range, and why it is not the narrowest."""
-    widths: Mapping[str, float] = constants()["range"]
+    widths: Mapping[str, float] = entries()["range"]
     reasons: list[tuple[float, str]] = []
     device = settings.device
     if settings.attention is None:
         reasons.append((widths["kernel_unknown"], f"attention={found.attention}: not named, the usual kernel"))
-    if device.name not in constants()["validated_devices"]:
+    if device.name not in entries()["validated_devices"]:
         reasons.append((widths["estimated"], f"{device.name}: no published run was held against the predictions"))
     if settings.engine != "eager":
         reasons.append((widths["estimated"], f"engine={settings.engine}: its elementwise traffic is assumed"))
@@ -307,5 +307,4 @@ def _assumptions(model: Model, settings: Settings, found: Sustained) -> tuple[st
     return (
         f"{model.config['implementation']} implementation, engine {settings.engine}, attention {found.attention}",
         "kernels of one stream run one after another; weights are loaded before the first stage",
-        f"{settings.constants} constants (rates.yaml)",
     )
