@@ -125,6 +125,7 @@ class Prediction:
     stages: tuple[StagePrediction, ...]
     runs: tuple[StageRun, ...]
     rates: Rates
+    origins: Mapping[str, str]
     half_width: float
     assumptions: tuple[str, ...]
     warnings: tuple[str, ...]
@@ -199,6 +200,7 @@ def predict(model: Model, plan: Plan, settings: Settings) -> Prediction:
         stages=stages,
         runs=runs,
         rates=found.rates,
+        origins=found.origins,
         half_width=half_width,
         assumptions=_assumptions(running, settings, found),
         warnings=(*plan.warnings, *warnings),
