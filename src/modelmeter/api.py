@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 from modelmeter.compiled import CompiledForward, compile_forward
-from modelmeter.config import Overrides, applied, compose, find, parse_overrides
+from modelmeter.config import Overrides, applied, compose, find, is_id, parse_overrides
 from modelmeter.errors import choice
 from modelmeter.estimate import Estimate, StageRun
+from modelmeter.local.model import LocalModel, is_path, read_model
 from modelmeter.models.registry import pipeline
 from modelmeter.stage import Call, Component, Forward, Pipeline, Plan, Stage
 from modelmeter.workload import Workload, workload
@@ -24,6 +26,9 @@ class Model:
         id: id of the model.
         config: composed configuration, user overrides applied.
         overrides: what the user set beside the configuration.
+        absent: components for which a local model has nothing but a section of the configuration.
+        not_modelled: components that a local model has and that are left out.
+        warnings: what the reader has to know of a local model.
     """
 
     id: str
@@ -31,6 +36,9 @@ class Model:
     source: str
     config: Mapping[str, Any]
     overrides: Overrides
+    absent: tuple[str, ...] = ()
+    not_modelled: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
     _forms: dict[tuple[object, ...], CompiledForward] = field(default_factory=dict, repr=False, compare=False)
     _variants: dict[str, Model] = field(default_factory=dict, repr=False, compare=False)
 
@@ -42,7 +50,8 @@ class Model:
     @cached_property
     def components(self) -> dict[str, Component]:
         """Modules on shapes by component id."""
-        return self.pipeline.components(self.config)
+        found = self.pipeline.components(self.config)
+        return {name: module for name, module in found.items() if name not in self.absent}
 
     @property
     def presets(self) -> Mapping[str, Mapping[str, Any]]:
@@ -62,8 +71,7 @@ class Model:
         """
         key = repr(sorted(changes.items()))
         if key not in self._variants:
-            config = applied(self.config, changes)
-            self._variants[key] = Model(self.id, self.title, self.source, config, self.overrides)
+            self._variants[key] = replace(self, config=applied(self.config, changes), _forms={}, _variants={})
         return self._variants[key]
 
     def workload(self, preset: str | None = None, **keys: Any) -> Workload:
@@ -88,7 +96,13 @@ class Model:
         Raises:
             InputError: a size that the model cannot run.
         """
-        return self.pipeline.plan(self.config, video)
+        plan = self.pipeline.plan(self.config, video)
+        return replace(
+            plan,
+            stages=tuple(stage for stage in plan.stages if stage.component not in self.absent),
+            not_modelled=(*plan.not_modelled, *self.not_modelled),
+            warnings=(*self.warnings, *plan.warnings),
+        )
 
     def estimate(self, *, workload: str | None = None, **keys: Any) -> Estimate:
         """What a workload costs: exact, from closed forms that are compiled once.
@@ -137,25 +151,46 @@ class Model:
         return {name: (type(module).__name__, module.params) for name, module in self.components.items()}
 
 
-def load(name: str, *overrides: str) -> Model:
-    """A model by id or Hugging Face repository id.
+def load(name: str | os.PathLike[str], *overrides: str) -> Model:
+    """A model by id, Hugging Face repository id, or the path of a model directory.
+
+    Of a directory only JSON and the headers of its weights are read; see the page on model directories.
 
     Args:
-        name: such as ``wan2.1-t2v-14b`` or ``Wan-AI/Wan2.1-T2V-14B``.
+        name: such as ``wan2.1-t2v-14b``, ``Wan-AI/Wan2.1-T2V-14B`` or ``./my-model``.
         overrides: ``key=value``: workload keys, ``implementation=``, or ``transformer.<key>=``.
 
     Raises:
-        InputError: an unknown model or key, or a bad value.
+        InputError: an unknown model or key, a bad value, or a directory without a model that can be read.
 
     Example:
         >>> load("Wan-AI/Wan2.1-T2V-14B", "height=480", "width=832").components["transformer"].params
         14288491584
     """
-    entry = find(name)
-    config = compose(entry)
-    parsed = parse_overrides(overrides, config)
-    model = Model(entry.id, entry.title, config["source"], applied(config, parsed.config), parsed)
+    if is_path(name) and not is_id(name):
+        model = _local(read_model(name), overrides)
+    else:
+        assert not isinstance(name, os.PathLike)  # such a name is a path
+        entry = find(name)
+        model = _model(entry.id, entry.title, compose(entry), overrides)
     # bad values are refused here, not in the middle of a run
     model.workload()
     assert model.components
     return model
+
+
+def _model(id: str, title: str, config: Mapping[str, Any], overrides: Sequence[str]) -> Model:
+    parsed = parse_overrides(overrides, config)
+    return Model(id, title, config["source"], applied(config, parsed.config), parsed)
+
+
+def _local(found: LocalModel, overrides: Sequence[str]) -> Model:
+    model = _model(found.id, found.config["title"], found.config, overrides)
+    model = replace(model, absent=found.absent, not_modelled=found.not_modelled)
+    return replace(model, warnings=(*found.warnings, *_stored_otherwise(found, model)))
+
+
+def _stored_otherwise(found: LocalModel, model: Model) -> Iterator[str]:
+    for name, module in model.components.items():
+        dtypes = dict.fromkeys(weight.dtype.name for _, weight in module.named_parameters())
+        yield from found.differences(name, module.params, list(dtypes))

@@ -76,7 +76,10 @@ class Listing(StrEnum):
 
 
 Model = Annotated[
-    str, typer.Argument(metavar="MODEL", help="Model id or Hugging Face repository id.", show_default=False)
+    str,
+    typer.Argument(
+        metavar="MODEL", help="Model id, Hugging Face repository id, or a model directory.", show_default=False
+    ),
 ]
 Overrides = Annotated[
     list[str] | None,

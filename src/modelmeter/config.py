@@ -29,7 +29,7 @@ LONGEST_OVERRIDE = 1000
 #: Keys of the configuration itself that a user may set where a model has them, and their values.
 CHOICES: Mapping[str, tuple[object, ...]] = {"implementation": ("official", "diffusers"), "vae_tiling": (False, True)}
 #: Sections whose plain values a user may set as ``section.key=value``.
-SECTIONS = ("transformer", "text_encoder", "image_encoder", "audio_encoder", "vae")
+SECTIONS = ("transformer", "transformer_2", "text_encoder", "image_encoder", "audio_encoder", "vae")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +62,16 @@ def registry() -> tuple[Entry, ...]:
                 aliases = tuple(str(alias) for alias in header.aliases)
                 entries.append(Entry(header.id, header.title, aliases, family.name, file.name.removesuffix(".yaml")))
     return tuple(entries)
+
+
+def is_id(name: object) -> bool:
+    """Whether a name is the id of a shipped model; repository ids have a slash, as paths do.
+
+    Example:
+        >>> is_id("wan2.1-t2v-14b"), is_id("Wan-AI/Wan2.1-T2V-14B")
+        (True, False)
+    """
+    return isinstance(name, str) and name.lower() in (entry.id for entry in registry())
 
 
 def find(name: str) -> Entry:

@@ -54,12 +54,22 @@ def with_type(value: object) -> str:
     return _line(value, repr, SHOWN - len(kind)) + kind
 
 
+def printable(text: str) -> str:
+    """Text from outside without what a terminal would act on.
+
+    Example:
+        >>> printable("a" + chr(27) + "[31m") == "a" + chr(92) + "x1b[31m"
+        True
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+
+
 def _line(value: object, to_text: Callable[[object], str], most: int) -> str:
     try:
         text = to_text(value)
     except ValueError:  # an int past Python's limit for conversion to text
         return "a number of more than 4,300 digits"
-    text = "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+    text = printable(text)
     return text if len(text) <= most else f"{text[: most - 3]}..."
 
 

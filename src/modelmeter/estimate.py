@@ -145,7 +145,7 @@ class Estimate:
     def warnings(self) -> tuple[str, ...]:
         """What the reader has to know beside the numbers."""
         missing = self.plan.not_modelled
-        partial = (f"totals leave out what is not modelled yet: {', '.join(missing)}",) if missing else ()
+        partial = (f"totals leave out what is not modelled: {', '.join(missing)}",) if missing else ()
         return (*self.plan.warnings, *partial)
 
     @property

@@ -91,12 +91,19 @@ def _parameters(model: Model, workload: str, plan: Plan) -> Iterator[Row]:
 
 def _scaled(model: Model, workload: str, video: Workload) -> Iterator[Row]:
     """Twice the steps or the videos are twice the transformer; every step costs the same."""
-    for key in ("num_inference_steps", "batch_size"):
+    for key in ("num_inference_steps", "batch_size") if _steps_are_alike(model) else ("batch_size",):
         value = getattr(video, key)
         # where twice as many are out of bounds, half as many are doubled
         base = value if 2 * value <= BOUNDS[key][1] else value // 2
         once, twice = (_transformer_flops(model, replace(video, **{key: times * base})) for times in (1, 2))
         yield Row(model.id, workload, "transformer", f"transformer [2 x {key}]", "run_flops", twice, 2 * once)
+
+
+def _steps_are_alike(model: Model) -> bool:
+    """Not where experts of different sizes share the steps of a local model, or one of them is not modelled."""
+    return "transformer_2" not in model.config and not any(
+        name.startswith("transformer") for name in model.not_modelled
+    )
 
 
 def _not_monotonic(model: Model, workload: str, video: Workload) -> Iterator[str]:

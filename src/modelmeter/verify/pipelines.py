@@ -34,7 +34,7 @@ TINY_VACE_LAYERS = (0,)
 #: What a configuration says beside the components: models that differ in no more than this run once.
 DESCRIPTIVE = (
     *("id", "title", "aliases", "source", "default_workload", "workloads", "workload_keys"),
-    *("official", "official_720p", "vendor", "verify_run"),
+    *("official", "official_720p", "vendor", "verify_run", "local", "transformer_2"),
 )
 #: Most of a workload that is kept: a larger one says nothing more about the calls.
 MOST = {"batch_size": 2, "text_len": 512, "num_reference_images": 2}

@@ -36,8 +36,6 @@ CLASSES: Mapping[str, str] = {
     "Wan2_2TextImageToVideoPipeline": "WanPipeline",
 }
 IMAGE_TO_VIDEO, VACE = "WanImageToVideoPipeline", "WanVACEPipeline"
-#: Pipelines whose converted repository sets ``expand_timesteps``. Source: ``convert_wan_to_diffusers.py``.
-EXPANDED = ("Wan2_2TextImageToVideoPipeline",)
 #: By stage the component and its method that the pipeline calls.
 CALLED: Mapping[str, tuple[str, str]] = {
     "text_encoder": ("text_encoder", "forward"),
@@ -100,14 +98,17 @@ def build(config: Config, video: Workload, calls: Counter[str]) -> Any:
         "transformer": _new(real),
     }
     options: dict[str, Any] = {}
-    if config["pipeline"] in EXPANDED:
+    if config["differences"]["timesteps"]["diffusers"] == "per_token":
         options["expand_timesteps"] = True
     if "boundary" in config:
         components["transformer_2"] = _new(real)
         options["boundary_ratio"] = config["boundary"]
     if "image_encoder" in config:
         components["image_encoder"] = build_image_encoder(**config["image_encoder"])
-        components["image_processor"] = transformers.CLIPImageProcessor()
+        side = config["image_encoder"]["image_size"]
+        components["image_processor"] = transformers.CLIPImageProcessor(
+            size={"shortest_edge": side}, crop_size={"height": side, "width": side}
+        )
     for stage, (name, method) in CALLED.items():
         if name in components:
             setattr(components[name], method, _counted(stage, getattr(components[name], method), calls))

@@ -13,8 +13,8 @@ MAX_POSITIONS = 1024
 #: Largest values of an architecture: far above any model, small enough to count at once.
 LARGEST = {"num_layers": 1000, "num_heads": 10_000, "patch_size": 64}
 LARGEST_WIDTH = 1_000_000
-#: Width of the image encoder's output, and its tokens for one image.
-IMAGE_DIM, IMAGE_TOKENS = 1280, 257
+#: Width of the image encoder's output, and tokens of two images, where a configuration does not say.
+IMAGE_DIM, TWO_IMAGES = 1280, 514
 #: What the types of the official ``WanModel`` and ``VaceWanModel`` add. Source: ``convert_wan_to_diffusers.py``.
 MODEL_TYPES: Mapping[str, tuple[str, ...]] = {
     "t2v": (),
@@ -44,9 +44,9 @@ def transformer_arguments(vendor: Mapping[str, Any], *, image_encoder: bool = Fa
     _check_sizes(vendor)
     heads, dim = vendor["num_heads"], vendor["dim"]
     added = {
-        "image_dim": IMAGE_DIM,
+        "image_dim": vendor.get("image_dim", IMAGE_DIM),
         "added_kv_proj_dim": dim,
-        "pos_embed_seq_len": 2 * IMAGE_TOKENS,
+        "pos_embed_seq_len": vendor.get("pos_embed_seq_len", TWO_IMAGES),
         "vace_layers": list(vendor.get("vace_layers", ())),
         "vace_in_channels": vendor.get("vace_in_dim"),
     }
@@ -64,14 +64,21 @@ def transformer_arguments(vendor: Mapping[str, Any], *, image_encoder: bool = Fa
         "ffn_dim": vendor["ffn_dim"],
         "num_layers": vendor["num_layers"],
         "cross_attn_norm": vendor["cross_attn_norm"],
-        "rope_max_seq_len": MAX_POSITIONS,
+        "rope_max_seq_len": max_positions(vendor),
         **{name: added[name] for name in names},
     }
 
 
+def max_positions(vendor: Mapping[str, Any]) -> int:
+    """Most positions along an axis of the token grid, of which only configurations of diffusers have their own."""
+    positions: int = vendor.get("rope_max_seq_len", MAX_POSITIONS)
+    return positions
+
+
 def _check_sizes(vendor: Mapping[str, Any]) -> None:
     sizes = ["in_dim", "dim", "ffn_dim", "freq_dim", "text_dim", "out_dim", "num_heads", "num_layers"]
-    for key in [*sizes, *(["vace_in_dim"] if "vace_in_dim" in vendor else [])]:
+    own = ["vace_in_dim", "image_dim", "pos_embed_seq_len", "rope_max_seq_len"]
+    for key in [*sizes, *(key for key in own if key in vendor)]:
         _check(f"transformer.{key}", vendor[key], LARGEST.get(key, LARGEST_WIDTH))
     if len(vendor["patch_size"]) != 3:
         raise InputError("transformer.patch_size", vendor["patch_size"], "three sizes: frames, rows, columns")
@@ -79,9 +86,8 @@ def _check_sizes(vendor: Mapping[str, Any]) -> None:
         _check("transformer.patch_size", patch, LARGEST["patch_size"])
     if vendor["model_type"] not in MODEL_TYPES:
         raise choice("transformer.model_type", vendor["model_type"], MODEL_TYPES)
-    for key in ("qk_norm", "cross_attn_norm"):
-        if vendor[key] is not True:
-            raise InputError(f"transformer.{key}", vendor[key], "true for this model")
+    if vendor["qk_norm"] is not True:
+        raise InputError("transformer.qk_norm", vendor["qk_norm"], "true for this model")
     if vendor["dim"] % vendor["num_heads"] or vendor["dim"] // vendor["num_heads"] % 2:
         allowed = f"a multiple of 2 x num_heads = {2 * vendor['num_heads']}"
         raise InputError("transformer.dim", vendor["dim"], allowed)

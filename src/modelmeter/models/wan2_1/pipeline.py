@@ -12,7 +12,7 @@ from modelmeter.models.common.image_encoder import CLIPVisionModel
 from modelmeter.models.common.text_encoder import UMT5EncoderModel
 from modelmeter.models.common.vae import AutoencoderKLWan, decode_call, encode_call
 from modelmeter.models.common.vae_tiles import tiled_decode_call, tiled_encode_call
-from modelmeter.models.wan2_1.architecture import IMAGE_TOKENS, MAX_POSITIONS, transformer_arguments
+from modelmeter.models.wan2_1.architecture import max_positions, transformer_arguments
 from modelmeter.models.wan2_1.transformer import KEEP_IN_FP32, TEXT_TOKENS_WITH_IMAGES, Wan2_1DiTModel
 from modelmeter.models.wan2_1.vace import WanVACETransformer3DModel
 from modelmeter.nn import bfloat16
@@ -117,7 +117,7 @@ def prepared(config: Config, video: Workload) -> tuple[Workload, Geometry, list[
         temporal_stride=vae["scale_factor_temporal"],
         spatial_stride=vae["scale_factor_spatial"],
         patch_size=tuple(config["transformer"]["patch_size"]),
-        max_positions=MAX_POSITIONS,
+        max_positions=max_positions(config["transformer"]),
     )
     geometry = grid.geometry(video, reference_frames=video.num_reference_images or 0)
     padding = difference(config, "text_padding")
@@ -150,7 +150,8 @@ def transformer_dims(config: Config, video: Workload, geometry: Geometry) -> dic
         "text_len": video.text_len,
     }
     if config["transformer"]["model_type"] == "i2v" and "image_encoder" in config:
-        dims["image_tokens"] = IMAGE_TOKENS
+        encoder = config["image_encoder"]
+        dims["image_tokens"] = (encoder["image_size"] // encoder["patch_size"]) ** 2 + 1  # one for the class
     return dims
 
 

@@ -48,13 +48,18 @@ def expert_steps(steps: int, shift: float, boundary: float, first_sigma: float) 
 
 def components(config: Config) -> dict[str, Component]:
     """As Wan2.1, with a second expert."""
-    return {**wan2_1.components(config), "transformer_2": wan2_1.transformer(config)}
+    return {**wan2_1.components(config), "transformer_2": wan2_1.transformer(_of_second(config))}
 
 
 def references(config: Config) -> dict[str, dict[str, Reference]]:
     """As Wan2.1; the experts are one class."""
-    found = wan2_1.references(config)
-    return {**found, "transformer_2": found["transformer"]}
+    second = wan2_1.references(_of_second(config))["transformer"]
+    return {**wan2_1.references(config), "transformer_2": second}
+
+
+def _of_second(config: Config) -> Config:
+    """The configuration as the second expert has it: the experts of a local model may be of different sizes."""
+    return {**config, "transformer": config.get("transformer_2", config["transformer"])}
 
 
 def expert_stages(config: Config, video: Workload, geometry: Geometry) -> tuple[Stage, Stage]:

@@ -1,0 +1,1 @@
+"""Reading a model directory: its JSON and the headers of its weights, as data that strangers wrote."""
