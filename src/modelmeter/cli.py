@@ -168,7 +168,14 @@ def verify_command(
     model: Annotated[str | None, typer.Option("-m", "--model", help="One model; without it, every model.")] = None,
     workload: Preset = None,
     reference: Annotated[
-        str | None, typer.Option(help="modules or diffusers; without it diffusers where it has the class.")
+        str | None, typer.Option(help="modules, diffusers or official; without it diffusers where it has the class.")
+    ] = None,
+    official_path: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR",
+            help="With --reference official: a checkout of Wan2.1 or Wan2.2, whose code is imported and run.",
+        ),
     ] = None,
     device: Annotated[
         str | None, typer.Option(help="meta, cpu or cuda:N, where the reference runs.", show_default="meta")
@@ -193,6 +200,7 @@ def verify_command(
         ALL if what is Verify.all else (what.value,),
         workload=workload,
         reference=reference,
+        official_path=official_path,
         device=device,
         accept_rel_diff=accept_rel_diff,
         loop=loop.value,

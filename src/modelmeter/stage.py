@@ -120,11 +120,12 @@ class Reference:
     """A real class that a component can be compared with.
 
     Args:
-        package, name: where the class is.
+        package, name: where the class is; after a dot of the name comes the part of it that runs.
         arguments: what it is built with.
         method: what is called; its inputs are those of the component's ``entry`` of that name.
         aliases: part of a path in the analytic model, and the part of the reference's path that answers for it.
         dtype: what its weights are loaded in, but for those that the class itself keeps in float32.
+        repository: of the vendor, where the class is in a checkout of it and not in a package that is installed.
     """
 
     package: str
@@ -133,6 +134,7 @@ class Reference:
     aliases: Mapping[str, str] = field(default_factory=dict)
     method: str = "forward"
     dtype: str = "float32"
+    repository: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

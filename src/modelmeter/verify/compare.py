@@ -90,9 +90,10 @@ class Check:
     @property
     def failures(self) -> tuple[str, ...]:
         """Why it failed, one line each; empty where it passed."""
-        found = [str(row) for row in self.rows if not self.tolerance.accepts(row.rel_diff)]
-        found += [f"missing: {node}, which the reference runs" for node in self.missing]
+        # first what only one side has, since numbers differ for it
+        found = [f"missing: {node}, which the reference runs" for node in self.missing]
         found += [f"extra: {node}, which the reference does not run" for node in self.extra]
+        found += [str(row) for row in self.rows if not self.tolerance.accepts(row.rel_diff)]
         found += [f"uncounted operator: {op} ran without a FLOP formula" for op in self.uncounted_ops]
         found += self.broken_laws
         if not self.rows:

@@ -50,7 +50,10 @@ def _check(
             for quantity, matched in compared.items()
             for path, analytic, reference in matched.pairs
         ),
-        missing=tuple(f"{place} {stage.path(path)}" for matched in compared.values() for path in matched.missing),
+        missing=(
+            *(f"{place} {stage.path(path)}" for matched in compared.values() for path in matched.missing),
+            *(f"{place} {stage.id}: {path}" for path in measured.unknown),
+        ),
         extra=tuple(f"{place} {stage.path(path)}" for matched in compared.values() for path in matched.extra),
         uncounted_ops=measured.uncounted_ops,
     )

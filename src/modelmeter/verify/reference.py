@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -16,7 +16,10 @@ from modelmeter.stage import Call, Reference, Stage
 from modelmeter.verify.compare import Progress
 from modelmeter.verify.device import check_memory, find_device, placed
 from modelmeter.verify.flop_counter import count, parameters
-from modelmeter.verify.settings import REFERENCES as KINDS
+from modelmeter.verify.settings import INSTALLED
+
+if TYPE_CHECKING:
+    from modelmeter.verify.official import Checkout
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,11 +29,13 @@ class Measured:
     Args:
         flops: by path of the analytic model, of every module that ran.
         params: by path, of every module; ``None`` where the reference stands in for other weights.
+        unknown: modules of the reference for which no path is known.
     """
 
     flops: Mapping[str, int]
     params: Mapping[str, int] | None
     uncounted_ops: tuple[str, ...]
+    unknown: tuple[str, ...] = ()
 
 
 def build(reference: Reference) -> torch.nn.Module:
@@ -120,23 +125,31 @@ class References:
     """The references of a run: each class built once, each call measured once.
 
     Args:
-        kind: ``diffusers`` or ``modules``; without it the first of them that a component has.
+        kind: ``diffusers``, ``modules`` or ``official``; without it the first of those installed that a component has.
         device: where they run.
         progress: told what is about to be measured.
+        checkout: of the official code, for the kind ``official``.
     """
 
-    def __init__(self, kind: str | None, device: str, progress: Progress = lambda _: None) -> None:
+    def __init__(
+        self,
+        kind: str | None,
+        device: str,
+        progress: Progress = lambda _: None,
+        checkout: Checkout | None = None,
+    ) -> None:
         self.kind = kind
         self.device = find_device(device)
+        self.checkout = checkout
         self._progress = progress
-        self._modules: dict[str, torch.nn.Module] = {}
+        self._modules: dict[object, torch.nn.Module] = {}
         self._measured: dict[tuple[object, ...], Measured] = {}
 
     def reference(self, model: Model, stage: Stage) -> tuple[str, Reference] | None:
         """What a stage is compared with and of which kind it is; ``None`` where it has nothing of the asked kind."""
         available = model.pipeline.references(model.config)[stage.id]
-        kind = self.kind or next(kind for kind in KINDS if kind in available)
-        return (kind, available[kind]) if kind in available else None
+        kinds = INSTALLED if self.kind is None else (self.kind,)
+        return next(((kind, available[kind]) for kind in kinds if kind in available), None)
 
     def call(self, model: Model, stage: Stage, call: Call, times: int = 1) -> Measured:
         """A call of a stage's component, really made ``times`` in a row.
@@ -148,12 +161,21 @@ class References:
         if found is None:
             raise InputError("reference", self.kind, f"another kind for {stage.id} of {model.id}")
         _, reference = found
-        inputs = model.components[stage.component].entry(reference.method).inputs(**call.dims)
-        key = (repr(reference), repr(inputs), times)
+        component = model.components[stage.component]
+        inputs = component.entry(reference.method).inputs(**call.dims)
+        paths: dict[str, list[str]] = {}
+        if self.checkout is not None:
+            paths["called"] = list(model.call_flops(stage, call))
+            paths["named"] = [path for path, _ in component.named_modules()]
+        key = (repr(reference), repr(inputs), times, repr(paths))
         if key not in self._measured:
             check_memory([(model.compiled(stage, forward), forward.dims) for forward in call.forwards], self.device)
             self._progress(f"{model.id} {stage.id}: {reference.name}" + (f", {times} calls" if times > 1 else ""))
             if key[0] not in self._modules:
-                self._modules[key[0]] = build(reference)
-            self._measured[key] = measure(reference, self._modules[key[0]], inputs, self.device, times)
+                self._modules[key[0]] = self.checkout.build(reference) if self.checkout else build(reference)
+            module = self._modules[key[0]]
+            if self.checkout is not None:
+                self._measured[key] = self.checkout.measure(reference, module, inputs, times, **paths)
+            else:
+                self._measured[key] = measure(reference, module, inputs, self.device, times)
         return self._measured[key]

@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from modelmeter.api import Model
 from modelmeter.errors import InputError, UnavailableError, choice
-from modelmeter.stage import Plan
+from modelmeter.stage import Plan, Reference
 from modelmeter.verify.compare import Check, Progress, Verification
 from modelmeter.verify.core import core
-from modelmeter.verify.settings import LOOPS, REFERENCES, Settings, settings
+from modelmeter.verify.settings import LOOPS, OFFICIAL, REFERENCES, Settings, settings
 
 if TYPE_CHECKING:
     from modelmeter.verify.memory import Trackers
+    from modelmeter.verify.official import Checkout
     from modelmeter.verify.reference import References
 
 #: Packages whose versions a verification states.
@@ -42,6 +44,7 @@ def verify(
     *,
     workload: str | None = None,
     reference: str | None = None,
+    official_path: str | None = None,
     device: str | None = None,
     accept_rel_diff: float | None = None,
     loop: str = "none",
@@ -54,7 +57,9 @@ def verify(
         kinds: ``layers``, ``end2end``, ``core``, ``pipelines``, ``memory``.
         workload: a preset; without one that of the overrides, or every preset, those that a model cannot run left
             out and listed.
-        reference: ``diffusers`` or ``modules``; without it diffusers where it has the class.
+        reference: ``diffusers``, ``modules`` or ``official``; without it diffusers where it has the class.
+        official_path: with ``official``, a checkout of the vendor's repository, whose code is imported and run.
+            Models of another repository are left out and listed, unless there are no others.
         device, accept_rel_diff: instead of what ``verify_run`` of the configuration says.
         loop: ``none`` scales one forward to a run, ``short`` runs two steps, ``full`` all of them.
         progress: told what is about to be measured.
@@ -87,9 +92,19 @@ def verify(
                 raise InputError("device", setting.device, "meta for memory, whose reference runs there only")
         if reference not in (None, "diffusers"):
             raise InputError("reference", reference, "diffusers for memory")
+    if reference == OFFICIAL:
+        for setting in chosen.values():
+            if setting.device != "meta":
+                raise InputError("device", setting.device, f"meta with --reference {OFFICIAL}")
+        if official_path == "":
+            raise InputError("official-path", official_path, "the directory of a checkout")
+    elif official_path is not None:
+        raise InputError("official-path", official_path, f"only with --reference {OFFICIAL}")
     jobs, refused = _jobs(models, workload)
+    checkout, jobs, others = _checkout(jobs, official_path) if reference == OFFICIAL else (None, jobs, [])
+    refused += others
     needed = {setting.device for (kind, _), setting in chosen.items() if kind in ("layers", "end2end")}
-    found = {name: _references(reference, name, progress) for name in needed}
+    found = {name: _references(reference, name, progress, checkout) for name in needed}
     for references in found.values():
         refused += _without_reference(jobs, references)
     trackers = _trackers(progress) if "memory" in kinds else None
@@ -100,16 +115,36 @@ def verify(
         checks.append(check)
         if check.failures:  # fail fast: the next forward is not measured
             break
-    return Verification(checks=tuple(checks), versions=versions(), not_applicable=tuple(refused))
+    used = versions() | ({checkout.repository: checkout.revision} if checkout else {})
+    return Verification(checks=tuple(checks), versions=used, not_applicable=tuple(refused))
 
 
-def _references(kind: str | None, device: str, progress: Progress) -> References:
+def _checkout(jobs: Sequence[Job], path: str | None) -> tuple[Checkout, list[Job], list[str]]:
+    """The official code at a path, what runs of its models, and which models are of another repository."""
+    try:
+        from modelmeter.verify.official import Checkout, find_repository
+    except ImportError as error:
+        raise _not_installed(error) from None
+    found = {job.model.id: _official(job.model) for job in jobs}
+    repository = find_repository(path, [each.repository for references in found.values() for each in references])
+    own = {model for model, references in found.items() if any(each.repository == repository for each in references)}
+    checkout = Checkout(Path(path or ""), repository, [each for model in own for each in found[model]])
+    others = [f"{model}: no model of {repository}" for model in found if model not in own]
+    return checkout, [job for job in jobs if job.model.id in own], others
+
+
+def _official(model: Model) -> list[Reference]:
+    """The official classes of a model."""
+    return [kinds[OFFICIAL] for kinds in model.pipeline.references(model.config).values() if OFFICIAL in kinds]
+
+
+def _references(kind: str | None, device: str, progress: Progress, checkout: Checkout | None) -> References:
     """Only here is PyTorch imported: the laws of ``core`` do without."""
     try:
         from modelmeter.verify.reference import References
     except ImportError as error:
         raise _not_installed(error) from None
-    return References(kind, device, progress)
+    return References(kind, device, progress, checkout)
 
 
 def _trackers(progress: Progress) -> Trackers:

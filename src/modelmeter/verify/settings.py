@@ -11,8 +11,11 @@ from typing import Any
 from modelmeter.errors import InputError
 from modelmeter.workload import finite
 
-#: Kinds of reference; without a choice the first that a component has.
-REFERENCES = ("diffusers", "modules")
+#: Kinds of reference that come with packages; without a choice the first that a component has.
+INSTALLED = ("diffusers", "modules")
+#: The kind that runs code from a path of the user, and only when asked for.
+OFFICIAL = "official"
+REFERENCES = (*INSTALLED, OFFICIAL)
 #: How the reference gets from one forward to a run: by scaling, two steps extrapolated, or all steps.
 LOOPS = ("none", "short", "full")
 #: Longer numbers than Python reads name no device either.

@@ -13,6 +13,7 @@ from modelmeter.models.common.text_encoder import UMT5EncoderModel
 from modelmeter.models.common.vae import AutoencoderKLWan, decode_call, encode_call
 from modelmeter.models.common.vae_tiles import tiled_decode_call, tiled_encode_call
 from modelmeter.models.wan2_1.architecture import max_positions, transformer_arguments
+from modelmeter.models.wan2_1.official import official_references
 from modelmeter.models.wan2_1.transformer import KEEP_IN_FP32, TEXT_TOKENS_WITH_IMAGES, Wan2_1DiTModel
 from modelmeter.models.wan2_1.vace import WanVACETransformer3DModel
 from modelmeter.nn import bfloat16
@@ -64,8 +65,12 @@ def image_encoder_arguments(config: Config) -> dict[str, Any]:
     return {**encoder, "layers_that_run": running}
 
 
-def references(config: Config) -> dict[str, dict[str, Reference]]:
-    """The real classes of the stages; mirrors in plain PyTorch for text to video."""
+def references(config: Config, repository: str = "Wan2.1") -> dict[str, dict[str, Reference]]:
+    """The real classes of the stages; mirrors in plain PyTorch for text to video.
+
+    Args:
+        repository: of the vendor, which has the official classes.
+    """
     arguments = transformer_arguments(config["transformer"], image_encoder="image_encoder" in config)
     encoders = "modelmeter.verify.transformers_models"
     vace = "vace_layers" in arguments
@@ -90,6 +95,8 @@ def references(config: Config) -> dict[str, dict[str, Reference]]:
     if plain:
         mirrors = "modelmeter.models.wan2_1.scripts.verify._reference_modules"
         found["transformer"]["modules"] = Reference(mirrors, "RefWan2_1DiffusionCore", arguments, MIRRORED)
+    for stage, official in official_references(config, repository).items():
+        found[stage]["official"] = official
     return found
 
 

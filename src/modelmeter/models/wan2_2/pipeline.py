@@ -53,13 +53,18 @@ def components(config: Config) -> dict[str, Component]:
 
 def references(config: Config) -> dict[str, dict[str, Reference]]:
     """As Wan2.1; the experts are one class."""
-    second = wan2_1.references(_of_second(config))["transformer"]
-    return {**wan2_1.references(config), "transformer_2": second}
+    second = text_image_references(_of_second(config))["transformer"]
+    return {**text_image_references(config), "transformer_2": second}
 
 
 def _of_second(config: Config) -> Config:
     """The configuration as the second expert has it: the experts of a local model may be of different sizes."""
     return {**config, "transformer": config.get("transformer_2", config["transformer"])}
+
+
+def text_image_references(config: Config) -> dict[str, dict[str, Reference]]:
+    """As Wan2.1, with the official classes of Wan2.2."""
+    return wan2_1.references(config, "Wan2.2")
 
 
 def expert_stages(config: Config, video: Workload, geometry: Geometry) -> tuple[Stage, Stage]:
@@ -116,5 +121,5 @@ WAN2_2_IMAGE_TO_VIDEO_PIPELINE = Pipeline(
     components=components, plan=plan_image_to_video, references=references, blocks=blocks
 )
 WAN2_2_TEXT_IMAGE_TO_VIDEO_PIPELINE = Pipeline(
-    components=wan2_1.components, plan=plan_text_image_to_video, references=wan2_1.references, blocks=blocks
+    components=wan2_1.components, plan=plan_text_image_to_video, references=text_image_references, blocks=blocks
 )
