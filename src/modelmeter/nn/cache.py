@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Generic, TypeVar
 
+from modelmeter.nn.polynomial import Dim
 from modelmeter.nn.tensor import Storage, Tensor
 from modelmeter.nn.tracing import current_trace
 
@@ -44,6 +45,11 @@ class Cache(Generic[Mark]):
     def tensors(self) -> Iterator[Tensor]:
         """The tensors in all slots."""
         return (value for value in self.slots if isinstance(value, Tensor))
+
+    @property
+    def nbytes(self) -> Dim:
+        """Bytes of the storages behind the tensors."""
+        return sum({id(tensor.storage): tensor.storage.nbytes for tensor in self.tensors}.values())
 
 
 def resident(tensor: Tensor) -> Tensor:

@@ -69,8 +69,8 @@ class Trackers:
         self._seen: dict[tuple[str, str], Seen] = {}
 
     def call(self, place: str, reference: Reference, inputs: Mapping[str, Tensor]) -> Seen:
-        """One call of a real class, on inputs of these shapes."""
-        key = repr(reference), repr(inputs)
+        """One call of a real class, on inputs of these shapes, strides and dtypes."""
+        key = repr(reference), repr([(name, tensor, tensor.strides) for name, tensor in inputs.items()])
         if key not in self._seen:
             self._progress(f"{place}: {reference.name}")
             if key[0] not in self._modules:
@@ -93,8 +93,8 @@ def loaded(reference: Reference) -> torch.nn.Module:
 
 
 def seen(module: torch.nn.Module, reference: Reference, inputs: Mapping[str, Tensor]) -> Seen:
-    """One tracked call of a class of :func:`loaded`; numbers are given in the dtype of the weights."""
-    tensors = {name: _meta(tensor, reference.dtype) for name, tensor in inputs.items()}
+    """One tracked call of a class of :func:`loaded`, on inputs of these shapes, strides and dtypes."""
+    tensors = {name: _meta(tensor) for name, tensor in inputs.items()}
     cached: list[int] = []
 
     def measure(_module: Any, _args: Any, kwargs: Mapping[str, Any], _output: Any) -> None:
@@ -111,10 +111,10 @@ def seen(module: torch.nn.Module, reference: Reference, inputs: Mapping[str, Ten
     return Seen(tuple(_kernels(tracked)), max(cached, default=0))
 
 
-def _meta(tensor: Tensor, dtype: str) -> torch.Tensor:
+def _meta(tensor: Tensor) -> torch.Tensor:
     shape: Any = tensor.shape
-    own: torch.dtype = getattr(torch, tensor.dtype.name)
-    return torch.empty(shape, dtype=getattr(torch, dtype) if own.is_floating_point else own, device="meta")
+    strides: Any = tensor.strides
+    return torch.empty_strided(shape, strides, dtype=getattr(torch, tensor.dtype.name), device="meta")
 
 
 def _tensors(slots: Iterable[object] | None) -> list[torch.Tensor]:
@@ -166,7 +166,7 @@ def cache_bytes(model: Model, stage: Stage, call: Call) -> int:
         inputs = model.components[stage.component].entry(forward.label).inputs(**forward.dims)
         for cache in inputs.values():
             if isinstance(cache, Cache):
-                largest = max(largest, evaluate(sum(tensor.storage.nbytes for tensor in cache.tensors), {}))
+                largest = max(largest, evaluate(cache.nbytes, {}))
     return largest
 
 

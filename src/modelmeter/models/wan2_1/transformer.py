@@ -290,7 +290,7 @@ class Wan2_1DiTModel(Component):
         latents = (size * patch for size, patch in zip(grid, self.patch_size, strict=True))
         result = {
             "hidden_states": Tensor((batch, in_channels, *latents), dtype),
-            "timestep": Tensor((batch, prod(grid, start=1)) if self.expand_timesteps else (batch,), int64),
+            "timestep": self._timestep(batch, prod(grid, start=1)),
             "encoder_hidden_states": Tensor((batch, dims["text_len"], embedder.text_embedder.in_features), dtype),
         }
         if embedder.image_embedder is not None:
@@ -299,6 +299,13 @@ class Wan2_1DiTModel(Component):
             images = (batch, dims["image_tokens"]) if positions is None else (2 * batch, positions.shape[1] // 2)
             result["encoder_hidden_states_image"] = Tensor((*images, features), dtype)
         return result
+
+    def _timestep(self, batch: Dim, tokens: Dim) -> Tensor:
+        """[B], or one for every token: the product with a mask of ones, the same for all videos.
+
+        Source: ``mask[0][0][:, ::2, ::2] * t`` and ``expand(latents.shape[0], -1)`` in ``WanPipeline.__call__``.
+        """
+        return Tensor((1, tokens), float32).expand(batch, tokens) if self.expand_timesteps else Tensor((batch,), int64)
 
 
 def head_modulation(table: Parameter, temb: Tensor) -> tuple[Tensor, Tensor]:
