@@ -1,9 +1,11 @@
 """The official code as a reference, on a stand-in with its layout: what agrees, and every way in which it must fail."""
 
 import json
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,7 +17,8 @@ from modelmeter.cli import main
 from modelmeter.config import registry
 from modelmeter.errors import InputError, UnavailableError
 from modelmeter.verify.official import Checkout
-from modelmeter.verify.official_classes import CLASSES
+from modelmeter.verify.official_classes import CLASSES, official_class
+from modelmeter.verify.official_names import Names, finder
 from modelmeter.verify.run import verify
 
 STAND_IN = Path(__file__).parent / "official_stand_in"
@@ -277,6 +280,13 @@ def test_a_module_that_is_not_there_is_named(checkout: Callable[[str], Path]) ->
     assert any("condition_embedder.image_embedder.ff.net.0.proj: flops" in line for line in result.failures)
 
 
+def test_a_timestep_that_is_not_given_to_every_token_is_named(checkout: Callable[[str], Path]) -> None:
+    """The class of Wan2.2 itself has to give the timestep of a video to all its tokens, as its pipelines rely on."""
+    path = edit(checkout("Wan2.2"), "model.py", "t = t.expand(t.size(0), seq_len)", "t, seq_len = t[:, None], 1")
+    result = verify_small(path, "wan2.2-t2v-a14b")
+    assert any("transformer.condition_embedder.time_proj: flops" in line for line in result.failures)
+
+
 def test_a_layer_that_runs_once_more_is_named(checkout: Callable[[str], Path]) -> None:
     """The last layer of CLIP, which does not run here, fails if the official code runs it."""
     path = edit(checkout("Wan2.1"), "clip.py", "self.transformer[:-1](x)", "self.transformer(x)")
@@ -479,6 +489,31 @@ def test_what_the_code_prints_and_warns_stays_out_of_the_answer(
 
 
 # -- the tables --------------------------------------------------------------------------------------------------
+
+
+def test_no_name_stands_there_for_nothing(checkout: Callable[[str], Path]) -> None:
+    """Every line of every table is used by a model, and what it answers for is a module here."""
+    used: dict[tuple[str, str], set[str]] = {}
+    tables: dict[tuple[str, str], Names] = {}
+    paths = {repository: checkout(repository) for repository in LAYOUTS}
+    for model_id, small in MODELS.items():
+        model = mm.load(model_id, *small)
+        code = Checkout(paths[repository_of(model_id)], repository_of(model_id), [])
+        for stage, kinds in model.pipeline.references(model.config).items():
+            reference = kinds["official"]
+            table = official_class(reference).names(reference)
+            module = code.build(reference)
+            names = [*dict(module.named_modules()), *dict(module.named_parameters())]
+            ours = dict(model.components["vae" if stage.startswith("vae") else stage].named_modules())
+            for pattern, answer in table.items():
+                find = finder({pattern: answer})
+                for path in names:
+                    with suppress(KeyError):
+                        for each in re.split(" [+&] ", find(path) or ""):
+                            assert each in ours, (path, each)
+                        used.setdefault((reference.package, reference.name), set()).add(pattern)
+            tables[reference.package, reference.name] = table
+    assert used == {key: set(table) for key, table in tables.items()}
 
 
 def test_every_official_class_can_be_run() -> None:
