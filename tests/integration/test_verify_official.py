@@ -403,15 +403,17 @@ def test_words_that_do_not_go_together_are_bad_input(checkout: Callable[[str], P
 
 
 @pytest.fixture
-def untouched() -> Iterator[ModuleType]:
+def untouched(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     """A package of the user that is called as the official one is: it and all that is imported stay as they are."""
     own = ModuleType("wan")
-    sys.modules["wan"] = own
-    path, dont_write_bytecode, stdout = list(sys.path), sys.dont_write_bytecode, sys.stdout
+    monkeypatch.setitem(sys.modules, "wan", own)
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)  # as it is unless the environment says otherwise
+    path, stdout = list(sys.path), sys.stdout
     yield own
-    assert sys.modules.pop("wan") is own
-    assert [name for name in sys.modules if name.startswith("wan.")] == []
-    assert (sys.path, sys.dont_write_bytecode) == (path, dont_write_bytecode)
+    assert [name for name in sys.modules if name.partition(".")[0] == "wan"] == ["wan"]
+    assert sys.modules["wan"] is own
+    assert sys.path == path
+    assert not sys.dont_write_bytecode
     assert sys.stdout is stdout
 
 
