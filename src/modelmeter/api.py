@@ -14,8 +14,13 @@ from modelmeter.errors import choice
 from modelmeter.estimate import Estimate, StageRun
 from modelmeter.local.model import LocalModel, is_path, read_model
 from modelmeter.models.registry import pipeline
+from modelmeter.policy import DTYPES, Policy, loading
 from modelmeter.stage import Call, Component, Forward, Pipeline, Plan, Stage
+from modelmeter.weights import Weights, weights
 from modelmeter.workload import Workload, workload
+
+#: Components that a precision, a format and adapters apply to.
+TRANSFORMERS = ("transformer", "transformer_2")
 
 
 @dataclass(frozen=True)
@@ -120,7 +125,16 @@ class Model:
             283001787777024
         """
         plan = self.plan(self.workload(workload, **keys))
-        return Estimate(self.id, self.source, self.config, plan, self._component_params, self.runs(plan))
+        return Estimate(
+            model=self.id,
+            source=self.source,
+            config=self.config,
+            plan=plan,
+            components=self._component_params,
+            runs=self.runs(plan),
+            modules=self.components,
+            loaded=self.weights,
+        )
 
     def runs(self, plan: Plan) -> tuple[StageRun, ...]:
         """The stages of a plan with the closed forms of their forwards."""
@@ -145,6 +159,25 @@ class Model:
             for path, flops in self.compiled(stage, forward).module_flops(forward.dims).items():
                 total[path] = total.get(path, 0) + forward.times * flops
         return total
+
+    def weights(self) -> Mapping[str, Weights]:
+        """The weights of every component in bytes, under the policy of the configuration."""
+        return self._weights
+
+    @cached_property
+    def _weights(self) -> Mapping[str, Weights]:
+        policy = Policy.of(self.config)
+        idle = loading(self.config, "image_encoder_idle_params")
+        idle *= DTYPES[loading(self.config, "image_encoder_weights")].itemsize
+        return {
+            name: weights(
+                module,
+                policy.format if name in TRANSFORMERS else None,
+                lora_rank=policy.lora_rank if name in TRANSFORMERS else 0,
+                idle=idle if name == "image_encoder" else 0,
+            )
+            for name, module in self.components.items()
+        }
 
     @cached_property
     def _component_params(self) -> dict[str, tuple[str, int]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -51,6 +51,7 @@ class CompiledForward:
     body: Body
     sizes: Mapping[str, Dim]
     counts: Mapping[str, int]
+    _peaks: dict[str, tuple[Peak, ...]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @cached_property
     def symbols(self) -> frozenset[str]:
@@ -66,10 +67,11 @@ class CompiledForward:
     def _sum(self) -> Dim:
         return sum(self.total.values(), start=0)
 
-    @cached_property
-    def peak_forms(self) -> tuple[Peak, ...]:
-        """The moments that may be the peak at sizes within the bounds."""
-        return peaks(self.body, dict.fromkeys(self.symbols, SMALLEST_SYMBOL))
+    def peak_forms(self, workspace: str = "none") -> tuple[Peak, ...]:
+        """The moments that may be the peak at sizes within the bounds; found when first asked for."""
+        if workspace not in self._peaks:
+            self._peaks[workspace] = peaks(self.body, dict.fromkeys(self.symbols, SMALLEST_SYMBOL), workspace)
+        return self._peaks[workspace]
 
     @cached_property
     def works(self) -> Mapping[Work, int]:
@@ -139,12 +141,11 @@ class CompiledForward:
         known = {body: evaluated(own_traffic(body), dims) for body in bodies}
         return {node.path: [known[body] for body in node.bodies] for node in self.nodes}
 
-    def peak(self, dims: Mapping[str, int]) -> Peak:
-        """The peak of one forward at these sizes: bytes, module and operator."""
+    def peak(self, dims: Mapping[str, int], workspace: str = "none") -> Peak:
+        """The peak of one forward at these sizes, workspaces of convolutions included: bytes, module and operator."""
         self._check(dims)
-        return max(
-            (peak._replace(live=evaluate(peak.live, dims)) for peak in self.peak_forms), key=lambda peak: peak.live
-        )
+        found = (peak._replace(live=evaluate(peak.live, dims)) for peak in self.peak_forms(workspace))
+        return max(found, key=lambda peak: peak.live)
 
     def covers(self, dims: Mapping[str, int]) -> bool:
         """Whether the closed forms hold at these sizes."""

@@ -22,12 +22,17 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from modelmeter.errors import InputError, Typed, choice, with_type
+from modelmeter.policy import INTEGERS, WORDS
 from modelmeter.workload import COMMON_KEYS, DECIMALS
 
 #: Longest ``key=value`` that is read.
 LONGEST_OVERRIDE = 1000
 #: Keys of the configuration itself that a user may set where a model has them, and their values.
-CHOICES: Mapping[str, tuple[object, ...]] = {"implementation": ("official", "diffusers"), "vae_tiling": (False, True)}
+CHOICES: Mapping[str, tuple[object, ...]] = {
+    "implementation": ("official", "diffusers"),
+    "vae_tiling": (False, True),
+    **WORDS,
+}
 #: Sections whose plain values a user may set as ``section.key=value``.
 SECTIONS = ("transformer", "transformer_2", "text_encoder", "image_encoder", "audio_encoder", "vae")
 
@@ -149,7 +154,8 @@ def parse_overrides(texts: Sequence[str], config: Mapping[str, Any]) -> Override
     sections = {f"{section}.{key}": value for section in SECTIONS for key, value in config.get(section, {}).items()}
     keys = (*COMMON_KEYS, *config["workload_keys"])
     choices = {key: words for key, words in CHOICES.items() if key in config}
-    known = [*keys, "workload", *choices, *(f"{section}.<key>" for section in SECTIONS if section in config)]
+    sectioned = (f"{section}.<key>" for section in SECTIONS if section in config)
+    known = [*keys, "workload", *choices, *INTEGERS, *sectioned]
     workload: dict[str, Any] = {}
     preset: str | None = None
     changes: dict[str, Any] = {}
@@ -164,6 +170,11 @@ def parse_overrides(texts: Sequence[str], config: Mapping[str, Any]) -> Override
         elif key in choices:
             if not any(value is word or (isinstance(value, str) and value == word) for word in choices[key]):
                 raise choice(key, typed, [str(word).lower() for word in choices[key]])
+            changes[key] = value
+        elif key in INTEGERS:
+            smallest, largest = INTEGERS[key]
+            if type(value) is not int or not smallest <= value <= largest:
+                raise InputError(key, Typed(typed), f"an integer from {smallest:,} to {largest:,}")
             changes[key] = value
         elif key in sections:
             if not _same_type(value, sections[key]):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import repeat
@@ -11,8 +11,11 @@ from typing import Any
 
 from modelmeter.compiled import CompiledForward, inclusive
 from modelmeter.errors import choice, with_type
-from modelmeter.stage import Forward, Plan, Stage
+from modelmeter.footprint import Memory, memory
+from modelmeter.policy import Policy, loading
+from modelmeter.stage import Component, Forward, Plan, Stage
 from modelmeter.traffic import NodeTraffic, Sums, merged, over_times
+from modelmeter.weights import Weights
 from modelmeter.workload import Geometry, Workload
 
 CONVENTIONS = (
@@ -67,6 +70,11 @@ class StageRun:
         """Parameters of the modules that the stage runs."""
         return self.forwards[0][2].module.params
 
+    def weights_bytes(self, loaded: Mapping[str, Weights]) -> int:
+        """Bytes of the weights of the modules that the stage runs."""
+        by_module = loaded[self.stage.component].by_module
+        return sum(by_module.get(path, 0) for path, _ in self.forwards[0][2].module.named_modules())
+
     def nodes(self, component: str) -> Iterator[Node]:
         """Every module of the stage, the stage itself, which is a ``component``, first."""
         own: dict[str, dict[str, int]] = {}
@@ -113,6 +121,8 @@ class Estimate:
         config: its composed configuration.
         plan: what runs.
         components: class and parameters of each component by id.
+        modules: the components themselves.
+        loaded: gives their weights in bytes.
 
     Raises:
         InputError: a look-up of a node that is not there.
@@ -130,6 +140,41 @@ class Estimate:
     plan: Plan
     components: Mapping[str, tuple[str, int]]
     runs: tuple[StageRun, ...]
+    modules: Mapping[str, Component]
+    loaded: Callable[[], Mapping[str, Weights]]
+
+    @cached_property
+    def memory(self) -> Memory:
+        """Bytes of weights and at the peak under the policy of the configuration; computed when first asked for.
+
+        Example:
+            >>> import modelmeter as mm
+            >>> memory = mm.load("wan2.1-t2v-1.3b", "precision=bf16").estimate().memory
+            >>> [stage.id for stage in memory.stages], memory.peak_bytes > memory.weights_bytes
+            (['text_encoder', 'transformer', 'vae_decode'], True)
+        """
+        parts = [(run.stage, run.forwards, self.modules[run.stage.component]) for run in self.runs]
+        at_start = loading(self.config, "transformer_on_device") == "from_start"
+        sizes = self.geometry.latent_frames, self.geometry.latent_height, self.geometry.latent_width
+        return memory(
+            parts,
+            Policy.of(self.config),
+            self.loaded(),
+            latents=(self.workload.batch_size, self.config["vae"]["z_dim"], *sizes),
+            from_start=("transformer",) if at_start else (),
+        )
+
+    @cached_property
+    def node_weights(self) -> Mapping[str, int]:
+        """Bytes of the weights of every module, submodules included, by the id of its node."""
+        loaded = self.loaded()
+        return {
+            run.stage.path(node.path): (
+                loaded[run.stage.component].by_node[node.path] if node.path else run.weights_bytes(loaded)
+            )
+            for run in self.runs
+            for node in run.forwards[0][2].nodes
+        }
 
     @cached_property
     def flops(self) -> int:

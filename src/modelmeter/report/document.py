@@ -18,6 +18,7 @@ def document(estimate: Estimate) -> dict[str, Any]:
         >>> document(mm.load("wan2.1-t2v-1.3b").estimate())["schema"]
         'modelmeter.report/1'
     """
+    memory = estimate.memory
     return {
         "schema": SCHEMA,
         "model": {"id": estimate.model, "source": estimate.source, "config": estimate.config},
@@ -49,6 +50,21 @@ def document(estimate: Estimate) -> dict[str, Any]:
             for node in estimate.nodes
         ],
         "traffic": [row for stage in estimate.stages for row in _by_kind(stage.id, estimate.traffic[stage.id])],
+        "memory": {
+            "policy": memory.policy.values,
+            "weights_bytes": memory.weights_bytes,
+            "host_bytes": memory.host_bytes,
+            "peak_bytes": memory.peak_bytes,
+            "peak_node": memory.peak_node,
+            "stages": [
+                {
+                    "id": stage.id,
+                    "weights_bytes": stage.weights_bytes,
+                    "activation_peak_bytes": stage.activation_peak_bytes,
+                }
+                for stage in memory.stages
+            ],
+        },
     }
 
 

@@ -22,22 +22,24 @@ from modelmeter.report.output import Output
 from modelmeter.report.rows import Row, folded, to_depth, top
 from modelmeter.report.units import scaled, share
 
-COLUMNS = ("module", "class", "calls", "params", "FLOPs", "share")
+COLUMNS = ("module", "class", "calls", "params", "weights", "peak", "FLOPs", "share")
 
 
 def selected(estimate: Estimate, *, depth: int, count: int | None) -> list[Row]:
     """The rows of a table: to a depth, or the ``count`` with the most FLOPs of their own."""
-    rows = folded(estimate.nodes)
+    rows = folded(estimate.nodes, estimate.node_weights)
     return to_depth(rows, depth) if count is None else top(rows, count)
 
 
-def cells(row: Row, whole: int, *, own: bool) -> tuple[str, ...]:
-    """The texts of a row; ``own`` shows the FLOPs without submodules."""
+def cells(row: Row, estimate: Estimate, *, own: bool) -> tuple[str, ...]:
+    """The texts of a row; ``own`` shows the FLOPs without submodules. Only stages have a peak."""
+    peaks = {stage.id: scaled(stage.peak_bytes, "B") for stage in estimate.memory.stages}
     flops = row.own_flops if own else row.flops
     name = row.id if own else "  " * row.depth + row.id.removeprefix(f"{row.parent}.")
     if row.copies > 1 and (own or row.id.endswith(".*")):
         name += f" ({row.copies}x)"
-    return name, row.kind, f"{row.calls:,}", scaled(row.params, ""), scaled(flops, "FLOP"), share(flops, whole)
+    sizes = scaled(row.params, ""), scaled(row.weights_bytes, "B"), peaks.get(row.id, "")
+    return name, row.kind, f"{row.calls:,}", *sizes, scaled(flops, "FLOP"), share(flops, estimate.flops)
 
 
 def headline(estimate: Estimate) -> list[str]:
@@ -52,12 +54,25 @@ def headline(estimate: Estimate) -> list[str]:
         f"-> {sizes.tokens:,} video tokens",
         f"total {scaled(estimate.flops, 'FLOP')} = {estimate.flops:,} FLOPs; "
         f"{scaled(estimate.params, '')} parameters = {estimate.params:,}{missing}",
+        memory_line(estimate),
     ]
+
+
+def memory_line(estimate: Estimate) -> str:
+    """What fits where: weights, the peak on a device, and under which policy."""
+    memory, policy = estimate.memory, estimate.memory.policy
+    where = f"{policy.gpus} devices" if policy.gpus > 1 else "one device"
+    host = f", {scaled(memory.host_bytes, 'B')} of weights in host memory" if memory.host_bytes else ""
+    return (
+        f"memory: {scaled(memory.weights_bytes, 'B')} of weights, peak {scaled(memory.peak_bytes, 'B')} "
+        f"in {memory.largest.id} on {'each of ' if policy.gpus > 1 else ''}{where}{host} "
+        f"(precision {policy.precision}, offload {policy.offload}, workspace {policy.workspace})"
+    )
 
 
 def as_table(estimate: Estimate, *, depth: int, count: int | None) -> Output:
     """A Rich table under the headline, warnings below."""
-    lines = [cells(row, estimate.flops, own=count is not None) for row in selected(estimate, depth=depth, count=count)]
+    lines = [cells(row, estimate, own=count is not None) for row in selected(estimate, depth=depth, count=count)]
     table = Table(box=None, pad_edge=False, header_style="bold")
     for i, name in enumerate(COLUMNS):
         number = i >= 2
@@ -73,9 +88,9 @@ def as_table(estimate: Estimate, *, depth: int, count: int | None) -> Output:
 def as_markdown(estimate: Estimate, *, depth: int, count: int | None) -> str:
     """A Markdown table under the headline."""
     title, *rest = headline(estimate)
-    lines = [f"**{title}**", "", *rest, "", f"| {' | '.join(COLUMNS)} |", "|---|---|---:|---:|---:|---:|"]
+    lines = [f"**{title}**", "", *rest, "", f"| {' | '.join(COLUMNS)} |", "|---|---|---:|---:|---:|---:|---:|---:|"]
     for row in selected(estimate, depth=depth, count=count):
-        name, *others = cells(row, estimate.flops, own=count is not None)
+        name, *others = cells(row, estimate, own=count is not None)
         indent = len(name) - len(name.lstrip())
         lines.append("| " + " | ".join([f"{'&nbsp;' * indent}`{name.strip()}`", *others]) + " |")
     lines += ["", *(f"> warning: {warning}" for warning in estimate.warnings)] if estimate.warnings else []
@@ -91,10 +106,11 @@ def as_csv(estimate: Estimate, *, depth: int, count: int | None) -> str:
     """Every node with exact integers, one column per kind of operator; depth and count do not shorten it."""
     kinds = sorted({kind for node in estimate.nodes for kind in node.flops_by_kind})
     moved = ["weight_bytes_read", "activation_bytes_read", "bytes_written"]
-    header = ["id", "parent", "kind", "calls", "params", "flops", "own_flops", *(f"flops.{kind}" for kind in kinds)]
-    header += moved
+    fixed = ["id", "parent", "kind", "calls", "params", "weights_bytes", "flops", "own_flops"]
+    header = [*fixed, *(f"flops.{kind}" for kind in kinds), *moved]
+    weights = estimate.node_weights
     records = (
-        [node.id, node.parent or "", node.kind, node.calls, node.params, node.flops, node.own_flops]
+        [node.id, node.parent or "", node.kind, node.calls, node.params, weights[node.id], node.flops, node.own_flops]
         + [node.flops_by_kind.get(kind, 0) for kind in kinds]
         + [getattr(estimate.traffic[node.id].total, name) for name in moved]
         for node in estimate.nodes
@@ -124,13 +140,13 @@ def as_latex(estimate: Estimate, *, depth: int, count: int | None) -> str:
         r"\begin{table}",
         r"\centering",
         rf"\caption{{{'. '.join(notes).translate(LATEX_ESCAPES)}.}}",
-        r"\begin{tabular}{llrrrr}",
+        r"\begin{tabular}{llrrrrrr}",
         r"\toprule",
         " & ".join(COLUMNS) + r" \\",
         r"\midrule",
     ]
     for row in selected(estimate, depth=depth, count=count):
-        name, *others = cells(row, estimate.flops, own=count is not None)
+        name, *others = cells(row, estimate, own=count is not None)
         indent = rf"\hspace{{{row.depth}em}}" if count is None else ""
         escaped = [text.strip().translate(LATEX_ESCAPES) for text in (name, *others)]
         lines.append(indent + " & ".join(escaped) + r" \\")

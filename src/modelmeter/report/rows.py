@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TypeAlias
 
 from modelmeter.estimate import Node
@@ -20,6 +21,7 @@ class Row:
         parent: id of the row that holds this one.
         depth: number of modules above it.
         copies: how many nodes the row stands for; counts are their sum.
+        weights_bytes: of the module and all below it.
     """
 
     id: str
@@ -31,10 +33,14 @@ class Row:
     params: int
     flops: int
     own_flops: int
+    weights_bytes: int
 
 
-def folded(nodes: Sequence[Node]) -> list[Row]:
+def folded(nodes: Sequence[Node], weights: Mapping[str, int] = MappingProxyType({})) -> list[Row]:
     """Rows of all nodes that are called, parents before children; equal modules of a list share their rows.
+
+    Args:
+        weights: bytes of the weights of each node by id.
 
     Example:
         >>> import modelmeter as mm
@@ -45,10 +51,13 @@ def folded(nodes: Sequence[Node]) -> list[Row]:
     children: Children = {}
     for node in nodes:
         children.setdefault(node.parent, []).append(node)
-    return [row for root in children.get(None, []) for row in _rows(root, root.id, "", 0, 1, children)]
+    rows = (row for root in children.get(None, []) for row in _rows(root, root.id, "", 0, 1, children, weights))
+    return list(rows)
 
 
-def _rows(node: Node, id: str, parent: str, depth: int, copies: int, children: Children) -> Iterator[Row]:
+def _rows(
+    node: Node, id: str, parent: str, depth: int, copies: int, children: Children, weights: Mapping[str, int]
+) -> Iterator[Row]:
     yield Row(
         id,
         parent,
@@ -59,21 +68,24 @@ def _rows(node: Node, id: str, parent: str, depth: int, copies: int, children: C
         copies * node.params,
         copies * node.flops,
         copies * node.own_flops,
+        copies * weights.get(node.id, 0),
     )
-    yield from _rows_below(node, id, id, depth + 1, copies, children)
+    yield from _rows_below(node, id, id, depth + 1, copies, children, weights)
 
 
-def _rows_below(node: Node, id: str, parent: str, depth: int, copies: int, children: Children) -> Iterator[Row]:
+def _rows_below(
+    node: Node, id: str, parent: str, depth: int, copies: int, children: Children, weights: Mapping[str, int]
+) -> Iterator[Row]:
     below = children.get(node.id, [])
     if len(below) > 1 and len({_shape(child, children) for child in below}) == 1:
-        yield from _rows(below[0], f"{id}.*", parent, depth, copies * len(below), children)
+        yield from _rows(below[0], f"{id}.*", parent, depth, copies * len(below), children, weights)
         return
     for child in below:
         name = f"{id}.{child.id.rpartition('.')[2]}"
         if child.calls:
-            yield from _rows(child, name, parent, depth, copies, children)
+            yield from _rows(child, name, parent, depth, copies, children, weights)
         else:  # a list of modules is only a part of their names
-            yield from _rows_below(child, name, parent, depth, copies, children)
+            yield from _rows_below(child, name, parent, depth, copies, children, weights)
 
 
 def _shape(node: Node, children: Children) -> tuple[object, ...]:

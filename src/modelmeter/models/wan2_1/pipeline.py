@@ -17,6 +17,7 @@ from modelmeter.models.wan2_1.official import official_references
 from modelmeter.models.wan2_1.transformer import KEEP_IN_FP32, TEXT_TOKENS_WITH_IMAGES, Wan2_1DiTModel
 from modelmeter.models.wan2_1.vace import WanVACETransformer3DModel
 from modelmeter.nn import bfloat16
+from modelmeter.policy import DTYPES, Policy
 from modelmeter.stage import Blocks, Call, Component, Pipeline, Plan, Reference, Stage, single
 from modelmeter.workload import Geometry, Grid, Workload, round_frames
 
@@ -44,8 +45,12 @@ def components(config: Config) -> dict[str, Component]:
     text_encoder.to(bfloat16)
     found: dict[str, Component] = {"text_encoder": text_encoder}
     if "image_encoder" in config:
-        found["image_encoder"] = CLIPVisionModel(**image_encoder_arguments(config))
-    return {**found, "vae": AutoencoderKLWan(**config["vae"]), "transformer": transformer(config)}
+        image_encoder = CLIPVisionModel(**image_encoder_arguments(config))
+        image_encoder.to(DTYPES[difference(config, "image_encoder_weights")])
+        found["image_encoder"] = image_encoder
+    vae = AutoencoderKLWan(**config["vae"])
+    vae.to(DTYPES[config["vae_precision"]])
+    return {**found, "vae": vae, "transformer": transformer(config)}
 
 
 def transformer(config: Config) -> Component:
@@ -54,7 +59,8 @@ def transformer(config: Config) -> Component:
     per_token = difference(config, "timesteps") == "per_token"
     kind = WanVACETransformer3DModel if "vace_layers" in arguments else Wan2_1DiTModel
     model = kind(**arguments, expand_timesteps=per_token)
-    model.to(bfloat16, keep_in_fp32=KEEP_IN_FP32)
+    kept = KEEP_IN_FP32 if config["implementation"] == "diffusers" else ()
+    model.to(Policy.of(config).dtype, keep_in_fp32=kept)
     return model
 
 
