@@ -169,15 +169,15 @@ class Model:
         policy = Policy.of(self.config)
         idle = loading(self.config, "image_encoder_idle_params")
         idle *= DTYPES[loading(self.config, "image_encoder_weights")].itemsize
-        return {
-            name: weights(
-                module,
-                policy.format if name in TRANSFORMERS else None,
-                lora_rank=policy.lora_rank if name in TRANSFORMERS else 0,
-                idle=idle if name == "image_encoder" else 0,
-            )
-            for name, module in self.components.items()
-        }
+        loaded = {}
+        for name, module in self.components.items():
+            if name in TRANSFORMERS:
+                # the official code loads all weights in one dtype, whatever it runs them in
+                dtype = policy.dtype if policy.implementation == "official" else None
+                loaded[name] = weights(module, policy.format, dtype=dtype, lora_rank=policy.lora_rank)
+            else:
+                loaded[name] = weights(module, idle=idle if name == "image_encoder" else 0)
+        return loaded
 
     @cached_property
     def _component_params(self) -> dict[str, tuple[str, int]]:
@@ -208,6 +208,7 @@ def load(name: str | os.PathLike[str], *overrides: str) -> Model:
         model = _model(entry.id, entry.title, compose(entry), overrides)
     # bad values are refused here, not in the middle of a run
     model.workload()
+    Policy.of(model.config)
     assert model.components
     return model
 

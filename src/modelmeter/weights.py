@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 
-from modelmeter.nn import Linear, Module, Parameter
+from modelmeter.nn import DType, Linear, Module, Parameter
 from modelmeter.policy import Format
 
 
@@ -52,10 +52,11 @@ def block_of(path: str) -> str | None:
     return found[1] if found else None
 
 
-def weight_sizes(component: Module, format: Format | None, lora_rank: int) -> dict[int, int]:
+def weight_sizes(component: Module, dtype: DType | None, format: Format | None, lora_rank: int) -> dict[int, int]:
     """Bytes of each tensor of weights by its identity, those of an adapter with the matrix that it adapts.
 
     Args:
+        dtype: of all weights, where it is not their own.
         format: of the matrices of the linear layers inside blocks; all else keeps its dtype.
         lora_rank: of adapters beside those layers, in their dtype; 0 for none.
     """
@@ -63,8 +64,9 @@ def weight_sizes(component: Module, format: Format | None, lora_rank: int) -> di
     sizes = {}
     for _, weight in component.named_parameters():
         matrix = id(weight) in matrices
-        adapter = lora_rank * sum(_shape(weight)) * weight.dtype.itemsize if matrix else 0
-        sizes[id(weight)] = stored_bytes(weight, format if matrix else None) + adapter
+        stored = weight if dtype is None else Parameter(weight.shape, dtype)
+        adapter = lora_rank * sum(_shape(stored)) * stored.dtype.itemsize if matrix else 0
+        sizes[id(weight)] = stored_bytes(stored, format if matrix else None) + adapter
     return sizes
 
 
@@ -96,15 +98,28 @@ class Weights:
         return sum(self.by_module.values()) + self.idle
 
 
-def weights(component: Module, format: Format | None = None, *, lora_rank: int = 0, idle: int = 0) -> Weights:
-    """The weights of a component under a format, adapters included.
+def weights(
+    component: Module,
+    format: Format | None = None,
+    *,
+    dtype: DType | None = None,
+    lora_rank: int = 0,
+    idle: int = 0,
+) -> Weights:
+    """The weights of a component, adapters included.
+
+    Args:
+        format: of the matrices of the linear layers inside blocks; all else keeps its dtype.
+        dtype: of all weights, where it is not their own.
+        lora_rank: of adapters beside those layers; 0 for none.
+        idle: bytes of what is loaded with the component and never runs.
 
     Example:
         >>> from modelmeter.models.wan2_1.transformer import Wan2_1DiTModel
         >>> len(weights(Wan2_1DiTModel(num_layers=3)).blocks)
         3
     """
-    sizes = weight_sizes(component, format, lora_rank)
+    sizes = weight_sizes(component, dtype, format, lora_rank)
     by_module: dict[str, int] = {}
     blocks: dict[str, int] = {}
     params: dict[str | None, int] = {None: 0}

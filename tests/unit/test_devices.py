@@ -95,7 +95,7 @@ def test_a_file_of_ones_own(tmp_path: Path) -> None:
         ("name: a\nmemory_gb: 4\ninterconnect: x", "interconnect="),
         ("name: a\nmemory_gb: 4\npeak_dense_tflops: {fp13: 1}", "nearest: fp16|peak_dense_tflops=fp13"),
         ("name: a\nmemory_gb: 4\nattention_kernel_tflops: {tokens: {fa2: {1K: 3}}}", "attention_kernel_tflops.fa2="),
-        ("x: &x [a]\nname: *x", "aliases"),
+        ("aliases: &x [a]\nsources: *x\nname: a\nmemory_gb: 4", "without aliases"),
         ("name: !!python/object/apply:os.system [ls]", "device="),
         ("name: a\nmemory_gb: 4\n1: 2", "key in"),
         ("a: " + "[" * 5000, "device="),

@@ -59,8 +59,8 @@ def transformer(config: Config) -> Component:
     per_token = difference(config, "timesteps") == "per_token"
     kind = WanVACETransformer3DModel if "vace_layers" in arguments else Wan2_1DiTModel
     model = kind(**arguments, expand_timesteps=per_token)
-    kept = KEEP_IN_FP32 if config["implementation"] == "diffusers" else ()
-    model.to(Policy.of(config).dtype, keep_in_fp32=kept)
+    dtype = Policy.of(config).dtype if config["implementation"] == "diffusers" else bfloat16
+    model.to(dtype, keep_in_fp32=KEEP_IN_FP32)
     return model
 
 
