@@ -77,7 +77,7 @@ def test_steps_scale_the_transformer_alone() -> None:
 
 
 def test_published_totals_are_met() -> None:
-    """560 PFLOPs of a run (arXiv:2506.19852, 69 frames of 768x1280), three forwards: MaxDiffusion, 4893.2719 TFLOPs x 4."""
+    """560 PFLOPs of a run (arXiv:2506.19852); three forwards are 4 x 4893.2719 TFLOPs (MaxDiffusion's README)."""
     model = mm.load("wan2.1-t2v-14b")
     run = model.estimate(num_frames=69, height=768, width=1280, num_inference_steps=50)
     assert run.flops / 1e15 == pytest.approx(560, rel=1e-3)
