@@ -1,7 +1,4 @@
-"""Hold published run times against predictions, and write the page docs/validation-time.md.
-
-Run: python validation/time.py
-"""
+"""Published run times, and what the model of time says of each."""
 
 from __future__ import annotations
 
@@ -20,7 +17,6 @@ from modelmeter.predict import Prediction, Settings, predict
 from modelmeter.rates import Constants, constants
 
 HERE = Path(__file__).parent
-PAGE = HERE.parent / "docs" / "validation-time.md"
 #: Constants that leave-one-source-out refits: what Wan runs decided.
 FREE = tuple(
     name
@@ -65,8 +61,8 @@ class Row:
 
 
 def rows() -> list[Row]:
-    """Every row of time.yaml."""
-    sources = yaml.safe_load((HERE / "time.yaml").read_text(encoding="utf-8"))
+    """Every row of run_times.yaml that is predicted."""
+    sources = yaml.safe_load((HERE / "run_times.yaml").read_text(encoding="utf-8"))
     return [
         Row(row["id"], source["source"], row["seconds"], row)
         for source in sources
