@@ -13,7 +13,7 @@ from modelmeter.models.common.text_encoder import UMT5EncoderModel
 from modelmeter.models.common.vae import AutoencoderKLWan, decode_call, encode_call
 from modelmeter.models.common.vae_tiles import tiled_decode_call, tiled_encode_call
 from modelmeter.models.wan2_1.architecture import max_positions, transformer_arguments
-from modelmeter.models.wan2_1.official import official_references
+from modelmeter.models.wan2_1.official_references import official_references
 from modelmeter.models.wan2_1.transformer import KEEP_IN_FP32, TEXT_TOKENS_WITH_IMAGES, Wan2_1DiTModel
 from modelmeter.models.wan2_1.vace import WanVACETransformer3DModel
 from modelmeter.nn import bfloat16
