@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 from modelmeter.nn.cache import Cache
 from modelmeter.nn.dtype import DType, float32
@@ -69,7 +69,7 @@ class Module:
         """Parameters of this module and all below it, shared weights once."""
         return sum(_size(weight) for _, weight in self.named_parameters())
 
-    def to(self, dtype: DType, *, keep_in_fp32: Sequence[str] = ()) -> Module:
+    def to(self, dtype: DType, *, keep_in_fp32: Sequence[str] = ()) -> Self:
         """Set the dtype of all weights; those with a path component in ``keep_in_fp32`` become float32.
 
         Source: diffusers ``ModelMixin.from_pretrained(torch_dtype=...)`` and ``_keep_in_fp32_modules``.

@@ -25,9 +25,11 @@ def check_component(name: str, section: Mapping[str, Any]) -> None:
         largest = LARGEST.get(key, LARGEST_SIZE)
         if not 1 <= value <= largest:
             raise InputError(f"{name}.{key}", section[key], f"integers from 1 to {largest:,}")
-    if "num_attention_heads" in section and section["hidden_size"] % section["num_attention_heads"]:
+    if "hidden_size" in section and section["hidden_size"] % section["num_attention_heads"]:
         heads = section["num_attention_heads"]
         raise InputError(f"{name}.hidden_size", section["hidden_size"], f"a multiple of num_attention_heads = {heads}")
+    if "attention_head_dim" in section:
+        _check_heads(name, section)
     if "image_size" in section and section["image_size"] % section["patch_size"]:
         allowed = f"a multiple of patch_size = {section['patch_size']}"
         raise InputError(f"{name}.image_size", section["image_size"], allowed)
@@ -53,6 +55,16 @@ def _check_convolutions(name: str, section: Mapping[str, Any]) -> None:
     if section["hidden_size"] % groups:
         allowed = f"a multiple of num_conv_pos_embedding_groups = {groups}"
         raise InputError(f"{name}.hidden_size", section["hidden_size"], allowed)
+
+
+def _check_heads(name: str, section: Mapping[str, Any]) -> None:
+    """Positions rotate pairs of channels; what a cross-attention attends to is as wide as the video."""
+    if section["attention_head_dim"] % 2:
+        raise InputError(f"{name}.attention_head_dim", section["attention_head_dim"], "a multiple of 2")
+    width = section["num_attention_heads"] * section["attention_head_dim"]
+    if section.get("cross_attention_dim", width) != width:
+        allowed = f"num_attention_heads x attention_head_dim = {width}"
+        raise InputError(f"{name}.cross_attention_dim", section["cross_attention_dim"], allowed)
 
 
 def _check_levels(name: str, section: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Layers that diffusers' video transformers share, on shapes: norms, feed-forward, attention, embeddings.
+"""What diffusers' video transformers take from its shared files, on shapes: norms, feed-forward, attention, embeddings.
 
 Sources: diffusers 0.42 ``models/normalization.py``, ``models/activations.py``, ``models/attention.py``,
 ``models/attention_dispatch.py`` and ``models/embeddings.py``.
@@ -6,7 +6,25 @@ Sources: diffusers 0.42 ``models/normalization.py``, ``models/activations.py``, 
 
 from __future__ import annotations
 
-from modelmeter.nn import GELU, Dropout, Linear, Module, ModuleList, Parameter, SiLU, Tensor, float32, functional
+from typing import TypeAlias
+
+from modelmeter import nn
+from modelmeter.nn import (
+    GELU,
+    Dropout,
+    DType,
+    Linear,
+    Module,
+    ModuleList,
+    Parameter,
+    SiLU,
+    Tensor,
+    float32,
+    functional,
+)
+
+#: Cosine and sine of every token.
+RotaryEmbedding: TypeAlias = tuple[Tensor, Tensor]
 
 
 class FP32LayerNorm(Module):
@@ -24,6 +42,16 @@ class FP32LayerNorm(Module):
             None if self.weight is None else self.weight.float(),
             None if self.bias is None else self.bias.float(),
         ).to(x.dtype)
+
+
+class RMSNorm(Module):
+    """diffusers' own RMS norm, without a weight, kernel by kernel in float32: [..., D] -> [..., D]."""
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        dtype = hidden_states.dtype
+        variance = functional.mean(hidden_states.float() ** 2, -1, keepdim=True)
+        hidden_states = hidden_states * functional.rsqrt(variance + 1e-6)
+        return hidden_states.to(dtype)
 
 
 class GELUProjection(Module):
@@ -85,6 +113,31 @@ class TimestepEmbedding(Module):
         return self.linear_2(sample)
 
 
+class PixArtAlphaCombinedTimestepSizeEmbeddings(Module):
+    """Timesteps, without further conditions, as they modulate: [N] -> [N, embedding_dim]."""
+
+    def __init__(self, embedding_dim: int) -> None:
+        self.time_proj = Timesteps(256)
+        self.timestep_embedder = TimestepEmbedding(256, embedding_dim)
+
+    def forward(self, timestep: Tensor, hidden_dtype: DType) -> Tensor:
+        timesteps_proj = self.time_proj(timestep)
+        return self.timestep_embedder(timesteps_proj.to(hidden_dtype))
+
+
+class AdaLayerNormSingle(Module):
+    """One modulation for all blocks: timesteps [N] -> [N, 6 embedding_dim], and what it is made of."""
+
+    def __init__(self, embedding_dim: int) -> None:
+        self.emb = PixArtAlphaCombinedTimestepSizeEmbeddings(embedding_dim)
+        self.silu = SiLU()
+        self.linear = Linear(embedding_dim, 6 * embedding_dim)
+
+    def forward(self, timestep: Tensor, hidden_dtype: DType) -> tuple[Tensor, Tensor]:
+        embedded_timestep = self.emb(timestep, hidden_dtype)
+        return self.linear(self.silu(embedded_timestep)), embedded_timestep
+
+
 class PixArtAlphaTextProjection(Module):
     """Text features to the width of the transformer: [B, L, in_features] -> [B, L, hidden_size]."""
 
@@ -98,6 +151,34 @@ class PixArtAlphaTextProjection(Module):
         hidden_states = self.linear_1(caption)
         hidden_states = self.act_1(hidden_states)
         return self.linear_2(hidden_states)
+
+
+class Attention(Module):
+    """What attention with RMS-normalised query and key is made of; a family says how it runs."""
+
+    def __init__(self, dim: int, *, heads: int) -> None:
+        self.heads = heads
+        self.to_q = Linear(dim, dim)
+        self.to_k = Linear(dim, dim)
+        self.to_v = Linear(dim, dim)
+        self.to_out = ModuleList([Linear(dim, dim), Dropout()])
+        self.norm_q = nn.RMSNorm(dim)
+        self.norm_k = nn.RMSNorm(dim)
+
+    def projected(self, hidden_states: Tensor, source: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Query of the one, key and value of the other: [B, S, D], [B, L, D] -> [B, S, D], twice [B, L, D]."""
+        query = self.to_q(hidden_states)
+        key = self.to_k(source)
+        value = self.to_v(source)
+        query = self.norm_q(query)
+        key = self.norm_k(key)
+        return query, key, value
+
+    def output(self, hidden_states: Tensor) -> Tensor:
+        """The output projection: [B, S, D] -> [B, S, D]."""
+        for module in self.to_out:
+            hidden_states = module(hidden_states)
+        return hidden_states
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -7,18 +7,16 @@ I image tokens, D width, H heads, E = D // H channels a head.
 from __future__ import annotations
 
 from math import prod
-from typing import TypeAlias
 
 from modelmeter.models.common.layers import (
     FeedForward,
     FP32LayerNorm,
     PixArtAlphaTextProjection,
+    RotaryEmbedding,
     TimestepEmbedding,
     Timesteps,
 )
 from modelmeter.nn import Buffer, Dim, Linear, Module, Parameter, SiLU, Tensor, float32, functional
-
-RotaryEmbedding: TypeAlias = tuple[Tensor, Tensor]
 
 
 class WanImageEmbedding(Module):

@@ -11,9 +11,8 @@ from __future__ import annotations
 
 from math import prod
 
-from modelmeter.models.common.layers import FeedForward, FP32LayerNorm, attend
+from modelmeter.models.common.layers import Attention, FeedForward, FP32LayerNorm, RotaryEmbedding, attend
 from modelmeter.models.wan2_1.embeddings import (
-    RotaryEmbedding,
     WanRotaryPosEmbed,
     WanTimeTextImageEmbedding,
     apply_rotary_emb,
@@ -22,7 +21,6 @@ from modelmeter.models.wan2_1.embeddings import (
 from modelmeter.nn import (
     Conv3d,
     Dim,
-    Dropout,
     Identity,
     Linear,
     Module,
@@ -44,7 +42,7 @@ TEXT_TOKENS_WITH_IMAGES = 512
 KEEP_IN_FP32 = ("rope", "time_embedder", "scale_shift_table", "norm1", "norm2", "norm3")
 
 
-class WanAttention(Module):
+class WanAttention(Attention):
     """Attention with RMS-normalised query and key: [B, S, D] (and text [B, L, D]) -> [B, S, D].
 
     With added keys and values the context is [images, text]; the same query attends to each apart, and the
@@ -52,13 +50,7 @@ class WanAttention(Module):
     """
 
     def __init__(self, dim: int, *, heads: int, added_kv_proj_dim: int | None = None) -> None:
-        self.heads = heads
-        self.to_q = Linear(dim, dim)
-        self.to_k = Linear(dim, dim)
-        self.to_v = Linear(dim, dim)
-        self.to_out = ModuleList([Linear(dim, dim), Dropout()])
-        self.norm_q = RMSNorm(dim)
-        self.norm_k = RMSNorm(dim)
+        super().__init__(dim, heads=heads)
         self.add_k_proj = None if added_kv_proj_dim is None else Linear(added_kv_proj_dim, dim)
         self.add_v_proj = None if added_kv_proj_dim is None else Linear(added_kv_proj_dim, dim)
         self.norm_added_k = None if added_kv_proj_dim is None else RMSNorm(dim)
@@ -77,11 +69,7 @@ class WanAttention(Module):
             encoder_hidden_states = encoder_hidden_states[:, image_tokens:]
 
         source = hidden_states if encoder_hidden_states is None else encoder_hidden_states
-        query = self.to_q(hidden_states)
-        key = self.to_k(source)
-        value = self.to_v(source)
-        query = self.norm_q(query)
-        key = self.norm_k(key)
+        query, key, value = self.projected(hidden_states, source)
 
         query = query.unflatten(2, (self.heads, -1))
         key = key.unflatten(2, (self.heads, -1))
@@ -105,9 +93,7 @@ class WanAttention(Module):
         hidden_states = attend(query, key, value)
         if hidden_states_img is not None:
             hidden_states = hidden_states + hidden_states_img
-        for module in self.to_out:
-            hidden_states = module(hidden_states)
-        return hidden_states
+        return self.output(hidden_states)
 
 
 def modulation(table: Parameter, temb: Tensor, parts: int) -> tuple[Tensor, ...]:

@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from modelmeter.models.wan2_1.embeddings import RotaryEmbedding, token_grid
+from modelmeter.models.common.layers import RotaryEmbedding
+from modelmeter.models.wan2_1.embeddings import token_grid
 from modelmeter.models.wan2_1.transformer import (
     Wan2_1DiTModel,
     WanTransformerBlock,
