@@ -8,11 +8,9 @@ from math import isfinite
 from numbers import Integral, Real
 from operator import index
 from types import MappingProxyType
-from typing import Any, Literal, TypeAlias, cast
+from typing import Any, Literal, cast
 
 from modelmeter.errors import InputError, choice, with_type
-
-Implementation: TypeAlias = Literal["official", "diffusers"]
 
 #: Smallest and largest value of every integer key.
 BOUNDS: Mapping[str, tuple[int, int]] = {
@@ -177,7 +175,7 @@ class Geometry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Grid:
-    """How a model divides a video: pixels per latent, latents per token, and the most tokens along an axis.
+    """How a model divides a video: pixels per latent, latents per token, and the most tokens along an axis, if any.
 
     Example:
         >>> grid = Grid(temporal_stride=4, spatial_stride=8, patch_size=(1, 2, 2), max_positions=1024)
@@ -188,7 +186,7 @@ class Grid:
     temporal_stride: int
     spatial_stride: int
     patch_size: tuple[int, int, int]
-    max_positions: int
+    max_positions: int | None = None
 
     def geometry(self, video: Workload, *, reference_frames: int = 0) -> Geometry:
         """Latents and tokens of a video, with latent frames of reference images before it.
@@ -215,8 +213,24 @@ class Grid:
             latent_frames=latent_frames, latent_height=latent_height, latent_width=latent_width, tokens=tokens
         )
 
+    def tokens(self, geometry: Geometry, *, reference_frames: int = 0) -> dict[str, int]:
+        """Tokens along each axis, by the names that the inputs of a diffusion transformer give them.
+
+        Example:
+            >>> grid = Grid(temporal_stride=8, spatial_stride=32, patch_size=(1, 1, 1))
+            >>> video = Workload(num_frames=161, height=480, width=832, num_inference_steps=1)
+            >>> grid.tokens(grid.geometry(video))
+            {'frames': 21, 'rows': 15, 'columns': 26}
+        """
+        p_t, p_h, p_w = self.patch_size
+        return {
+            "frames": (geometry.latent_frames + reference_frames) // p_t,
+            "rows": geometry.latent_height // p_h,
+            "columns": geometry.latent_width // p_w,
+        }
+
     def _check_positions(self, key: str, value: int, positions: int) -> None:
-        if positions > self.max_positions:
+        if self.max_positions is not None and positions > self.max_positions:
             raise InputError(
                 key,
                 value,
@@ -225,25 +239,27 @@ class Grid:
 
 
 def round_frames(
-    video: Workload, implementation: Implementation, temporal_stride: int = 4
+    video: Workload, count: Literal["kept", "rounded"], temporal_stride: int = 4
 ) -> tuple[Workload, list[str]]:
     """The workload that really runs where ``num_frames`` is not a multiple of the stride plus one.
 
-    diffusers rounds the count before anything else (``F // 4 * 4 + 1``). The official code does not; its
-    latents hold fewer frames than asked for, and the decoder gives only those.
+    Args:
+        count: some pipelines round it before anything runs (``F // 4 * 4 + 1``). Where others keep it, the latents
+            hold fewer frames than asked for, and the decoder gives only those.
 
     Example:
         >>> video = Workload(num_frames=84, height=480, width=832, num_inference_steps=1)
-        >>> round_frames(video, "diffusers")[0].num_frames, round_frames(video, "official")[0].num_frames
+        >>> round_frames(video, "rounded")[0].num_frames, round_frames(video, "kept")[0].num_frames
         (85, 84)
     """
     asked = video.num_frames
     if asked % temporal_stride == 1 or temporal_stride == 1:
         return video, []
-    if implementation == "diffusers":
+    if count == "rounded":
         runs = asked // temporal_stride * temporal_stride + 1
         return replace(video, num_frames=runs), [f"num_frames={asked}: diffusers rounds to {runs} frames"]
     gives = (asked - 1) // temporal_stride * temporal_stride + 1
     return video, [
-        f"num_frames={asked}: the decoder gives {gives} frame{'s' if gives > 1 else ''} (a multiple of 4, plus 1)"
+        f"num_frames={asked}: the decoder gives {gives} frame{'s' if gives > 1 else ''} "
+        f"(a multiple of {temporal_stride}, plus 1)"
     ]

@@ -141,20 +141,20 @@ def test_guidance_runs_two_forwards_above_one(scale: float, passes: int) -> None
 
 
 @pytest.mark.parametrize(
-    ("frames", "diffusers", "decoded"),
+    ("frames", "runs", "decoded"),
     [(16, 17, 13), (80, 81, 77), (82, 81, 81), (83, 81, 81), (84, 85, 81), (4, 5, 1)],
 )
-def test_frames_round_as_each_implementation_does(frames: int, diffusers: int, decoded: int) -> None:
+def test_frames_round_as_each_implementation_does(frames: int, runs: int, decoded: int) -> None:
     """diffusers rounds the count up or down before it runs; the official code runs fewer latents and decodes less.
 
     Source of the counts: diffusers ``WanPipeline.__call__`` (``num_frames // 4 * 4 + 1``) and the official
     latent size ``(F - 1) // 4 + 1``.
     """
     video = workload({**TINY, "num_frames": frames})
-    rounded, notes = round_frames(video, "diffusers")
-    assert rounded.num_frames == diffusers
-    assert str(diffusers) in notes[0]
-    same, notes = round_frames(video, "official")
+    rounded, notes = round_frames(video, "rounded")
+    assert rounded.num_frames == runs
+    assert str(runs) in notes[0]
+    same, notes = round_frames(video, "kept")
     assert same == video
     assert f"{decoded} frame" in notes[0]
 
@@ -163,8 +163,8 @@ def test_frames_round_as_each_implementation_does(frames: int, diffusers: int, d
 def test_whole_counts_are_not_rounded(quarter: int) -> None:
     """4 n + 1 frames run as they are, without a warning, under both implementations."""
     video = workload({**TINY, "num_frames": 4 * quarter + 1})
-    assert round_frames(video, "diffusers") == (video, [])
-    assert round_frames(video, "official") == (video, [])
+    assert round_frames(video, "rounded") == (video, [])
+    assert round_frames(video, "kept") == (video, [])
 
 
 @pytest.mark.parametrize(("height", "nearest"), [(481, "480 or 496"), (8, "16"), (727, "720 or 736")])
@@ -182,6 +182,19 @@ def test_more_positions_than_the_model_has_are_refused() -> None:
     assert GRID.geometry(workload({**TINY, "num_frames": 4093})).latent_frames == 1024
     with pytest.raises(InputError, match="^num_frames=4097"):
         GRID.geometry(workload({**TINY, "num_frames": 4097}))
+
+
+def test_a_grid_without_a_table_has_no_most_positions() -> None:
+    """A model that computes its positions takes any size that divides."""
+    grid = Grid(temporal_stride=8, spatial_stride=32, patch_size=(1, 1, 1))
+    geometry = grid.geometry(workload({**TINY, "num_frames": 80001, "height": 65536, "width": 65536}))
+    assert (geometry.latent_frames, geometry.latent_height) == (10001, 2048)
+
+
+def test_a_rounded_count_names_the_stride() -> None:
+    """Where the decoder gives fewer frames, the warning says of which stride the count is a multiple."""
+    _, (note,) = round_frames(workload({**TINY, "num_frames": 16}), "kept", 8)
+    assert note == "num_frames=16: the decoder gives 9 frames (a multiple of 8, plus 1)"
 
 
 def test_a_workload_is_a_value() -> None:

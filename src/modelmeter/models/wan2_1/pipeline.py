@@ -122,17 +122,10 @@ def prepared(config: Config, video: Workload) -> tuple[Workload, Geometry, list[
     Raises:
         InputError: a size that the model cannot run.
     """
-    video, warnings = round_frames(video, config["implementation"])
+    video, warnings = round_frames(video, difference(config, "num_frames"))
     if video.flow_shift is None:
         video = replace(video, flow_shift=difference(config, "flow_shift"))
-    vae = config["vae"]
-    grid = Grid(
-        temporal_stride=vae["scale_factor_temporal"],
-        spatial_stride=vae["scale_factor_spatial"],
-        patch_size=tuple(config["transformer"]["patch_size"]),
-        max_positions=max_positions(config["transformer"]),
-    )
-    geometry = grid.geometry(video, reference_frames=video.num_reference_images or 0)
+    geometry = token_grid(config).geometry(video, reference_frames=video.num_reference_images or 0)
     padding = difference(config, "text_padding")
     if padding not in ("text_len", video.text_len):
         warnings.append(f"text_len={video.text_len}: the official code pads every prompt to {padding} tokens")
@@ -144,6 +137,17 @@ def prepared(config: Config, video: Workload) -> tuple[Workload, Geometry, list[
     return video, geometry, warnings
 
 
+def token_grid(config: Config) -> Grid:
+    """How the VAE and the transformer divide a video."""
+    vae = config["vae"]
+    return Grid(
+        temporal_stride=vae["scale_factor_temporal"],
+        spatial_stride=vae["scale_factor_spatial"],
+        patch_size=tuple(config["transformer"]["patch_size"]),
+        max_positions=max_positions(config["transformer"]),
+    )
+
+
 def text_encoder_stage(config: Config, video: Workload) -> Stage:
     """The prompt and the negative prompt, one after the other."""
     guided = video.guidance_passes == 2 or difference(config, "negative_prompt") == "always"
@@ -153,13 +157,9 @@ def text_encoder_stage(config: Config, video: Workload) -> Stage:
 
 def transformer_dims(config: Config, video: Workload, geometry: Geometry) -> dict[str, int]:
     """Sizes of the transformer's inputs."""
-    p_t, p_h, p_w = config["transformer"]["patch_size"]
-    frames = geometry.latent_frames + (video.num_reference_images or 0)
     dims = {
         "batch": video.batch_size,
-        "frames": frames // p_t,
-        "rows": geometry.latent_height // p_h,
-        "columns": geometry.latent_width // p_w,
+        **token_grid(config).tokens(geometry, reference_frames=video.num_reference_images or 0),
         "text_len": video.text_len,
     }
     if config["transformer"]["model_type"] == "i2v" and "image_encoder" in config:
