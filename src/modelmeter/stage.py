@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from modelmeter.nn import Dim, Module, Tensor, symbol
+from modelmeter.nn import Dim, Module, symbol
 from modelmeter.workload import Geometry, Workload
 
 
@@ -18,8 +18,8 @@ class Component(Module):
     #: Sizes that closed forms hold as the number that they are: what divisions leave over, and settings.
     literals: tuple[str, ...] = ()
 
-    def inputs(self, **dims: Dim) -> dict[str, Tensor]:
-        """What ``forward`` takes, by name, for the sizes of a :class:`Forward`."""
+    def inputs(self, **dims: Dim) -> Mapping[str, Any]:
+        """What ``forward`` takes, by name, for the sizes of a :class:`Forward`: tensors, sizes, settings."""
         raise NotImplementedError(f"{type(self).__name__} has no inputs")
 
     def sizes(self, dims: Mapping[str, int]) -> dict[str, Dim]:

@@ -65,7 +65,7 @@ class Calls(torch.nn.Module):
         self.method = method
         self.times = times
 
-    def forward(self, **inputs: torch.Tensor) -> None:
+    def forward(self, **inputs: Any) -> None:
         """What is called, on its own arguments."""
         call = self.module if self.method == "forward" else getattr(self.module, self.method)
         for _ in range(self.times):
@@ -73,7 +73,7 @@ class Calls(torch.nn.Module):
 
 
 def measure(
-    reference: Reference, module: torch.nn.Module, inputs: Mapping[str, Tensor], device: torch.device, times: int = 1
+    reference: Reference, module: torch.nn.Module, inputs: Mapping[str, Any], device: torch.device, times: int = 1
 ) -> Measured:
     """Call a module of :func:`build` and count; on a real device with one of its blocks in memory at a time."""
     with placed(module, device):
@@ -88,11 +88,13 @@ def measure(
     )
 
 
-def arguments(module: torch.nn.Module, inputs: Mapping[str, Tensor], device: torch.device) -> dict[str, torch.Tensor]:
-    """Inputs of the given shapes; floating-point ones in the dtype of the weights."""
+def arguments(module: torch.nn.Module, inputs: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+    """Tensors of the given shapes, floating-point ones in the dtype of the weights; all else as it is."""
     weights = next(module.parameters()).dtype
-    result = {}
+    result = dict(inputs)
     for name, tensor in inputs.items():
+        if not isinstance(tensor, Tensor):
+            continue
         dtype: torch.dtype = getattr(torch, tensor.dtype.name)
         shape: Any = tensor.shape
         result[name] = torch.zeros(shape, dtype=weights if dtype.is_floating_point else dtype, device=device)

