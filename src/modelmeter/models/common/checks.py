@@ -10,6 +10,8 @@ from modelmeter.errors import InputError
 #: Largest values: far above any model, small enough to count at once.
 LARGEST = {"num_layers": 1000, "num_hidden_layers": 1000, "num_res_blocks": 100, "dim_mult": 64, "patch_size": 1000}
 LARGEST_SIZE = 10_000_000
+#: A pair of channels for each of time, height and width.
+FEWEST_CHANNELS = 6
 
 
 def check_component(name: str, section: Mapping[str, Any]) -> None:
@@ -58,9 +60,10 @@ def _check_convolutions(name: str, section: Mapping[str, Any]) -> None:
 
 
 def _check_heads(name: str, section: Mapping[str, Any]) -> None:
-    """Positions rotate pairs of channels; what a cross-attention attends to is as wide as the video."""
-    if section["attention_head_dim"] % 2:
-        raise InputError(f"{name}.attention_head_dim", section["attention_head_dim"], "a multiple of 2")
+    """Positions rotate pairs of channels along each axis; a cross-attention attends to what is as wide as the video."""
+    if section["attention_head_dim"] % 2 or section["attention_head_dim"] < FEWEST_CHANNELS:
+        allowed = f"a multiple of 2, at least {FEWEST_CHANNELS}"
+        raise InputError(f"{name}.attention_head_dim", section["attention_head_dim"], allowed)
     width = section["num_attention_heads"] * section["attention_head_dim"]
     if section.get("cross_attention_dim", width) != width:
         allowed = f"num_attention_heads x attention_head_dim = {width}"
