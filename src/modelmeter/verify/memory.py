@@ -68,9 +68,9 @@ class Trackers:
         self._modules: dict[str, torch.nn.Module] = {}
         self._seen: dict[tuple[str, str], Seen] = {}
 
-    def call(self, place: str, reference: Reference, inputs: Mapping[str, Tensor]) -> Seen:
+    def call(self, place: str, reference: Reference, inputs: Mapping[str, Any]) -> Seen:
         """One call of a real class, on inputs of these shapes, strides and dtypes."""
-        key = repr(reference), repr([(name, tensor, tensor.strides) for name, tensor in inputs.items()])
+        key = repr(reference), repr([(name, value, getattr(value, "strides", None)) for name, value in inputs.items()])
         if key not in self._seen:
             self._progress(f"{place}: {reference.name}")
             if key[0] not in self._modules:
@@ -92,9 +92,9 @@ def loaded(reference: Reference) -> torch.nn.Module:
     return module.to(dtype)
 
 
-def seen(module: torch.nn.Module, reference: Reference, inputs: Mapping[str, Tensor]) -> Seen:
+def seen(module: torch.nn.Module, reference: Reference, inputs: Mapping[str, Any]) -> Seen:
     """One tracked call of a class of :func:`loaded`, on inputs of these shapes, strides and dtypes."""
-    tensors = {name: _meta(tensor) for name, tensor in inputs.items()}
+    tensors = {name: _meta(value) if isinstance(value, Tensor) else value for name, value in inputs.items()}
     cached: list[int] = []
 
     def measure(_module: Any, _args: Any, kwargs: Mapping[str, Any], _output: Any) -> None:
