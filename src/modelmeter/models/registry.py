@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from modelmeter.errors import choice
+from modelmeter.models.ltx_video.pipeline import LTX_PIPELINE
 from modelmeter.models.wan2_1.pipeline import WAN_IMAGE_TO_VIDEO_PIPELINE, WAN_PIPELINE, WAN_VACE_PIPELINE
 from modelmeter.models.wan2_2.pipeline import (
     WAN2_2_IMAGE_TO_VIDEO_PIPELINE,
@@ -14,6 +15,7 @@ from modelmeter.models.wan2_2.pipeline import (
 from modelmeter.stage import Pipeline
 
 PIPELINES: Mapping[str, Pipeline] = {
+    "LTXPipeline": LTX_PIPELINE,
     "WanPipeline": WAN_PIPELINE,
     "WanImageToVideoPipeline": WAN_IMAGE_TO_VIDEO_PIPELINE,
     "WanVACEPipeline": WAN_VACE_PIPELINE,
