@@ -7,12 +7,14 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from math import isfinite
 
-from modelmeter.api import Model
-from modelmeter.devices import Device
+from modelmeter.api import TRANSFORMERS, Model
+from modelmeter.devices import PRECISIONS, Device
 from modelmeter.errors import InputError, choice
 from modelmeter.estimate import StageRun
 from modelmeter.nn import Body
+from modelmeter.policy import Policy, loading
 from modelmeter.rates import Constants, Sustained, constants, entries, sustained
+from modelmeter.residency import swapped
 from modelmeter.roofline import Rates, Seconds, Work, own_works, seconds
 from modelmeter.stage import Plan
 
@@ -185,6 +187,7 @@ def predict(model: Model, plan: Plan, settings: Settings) -> Prediction:
         >>> 1700 < predict(model, model.plan(model.workload()), settings).seconds < 2000
         True
     """
+    _check_precision(model, settings.device)
     running = under_engine(model, settings.engine)
     if running is not model:
         plan = running.plan(plan.workload)
@@ -285,9 +288,47 @@ def _stage(model: Model, run: StageRun, settings: Settings, rates: Rates) -> Sta
             total[resource] = total.get(resource, 0.0) + times * spent
         if extra:
             total["memory"] = total.get("memory", 0.0) + times * extra
-    if run.stage.id in CALL_SECONDS:
+    on_cpu = run.stage.id == "text_encoder" and model.config["text_encoder_device"] == "cpu"
+    if on_cpu:
+        total = {HOST: run.calls * settings.constants["text_encoder_on_cpu_call_s"]}
+    elif run.stage.id in CALL_SECONDS:
         total[HOST] = run.calls * settings.constants[CALL_SECONDS[run.stage.id]]
+    moved = 0.0 if on_cpu else host_seconds(model, run, settings, sum(total.values()))
+    if moved:
+        total[HOST_LINK] = moved
     return StagePrediction(id=run.stage.id, flops=run.flops, seconds_by=total)
+
+
+def host_seconds(model: Model, run: StageRun, settings: Settings, busy: float) -> float:
+    """Seconds that a stage waits for weights between host and device, while its kernels take ``busy`` seconds.
+
+    Whole components are moved in before the stage and out after it; what the official code loads to the device from
+    the start is only moved out, and its VAE never. Blocks are fetched while others run, so only what is longer shows.
+    """
+    policy, weights = Policy.of(model.config), model.weights()[run.stage.component]
+    if policy.offload == "none" or (policy.implementation == "official" and run.stage.component == "vae"):
+        return 0.0
+    transformer = run.stage.component in TRANSFORMERS
+    if policy.offload == "block" and transformer:
+        link = settings.device.host_bandwidth
+        if link is None:
+            raise InputError("device", settings.device.name, "one whose host link is known, under offload=block")
+        return max(0.0, run.calls * swapped(policy, weights) / link - busy)
+    from_start = transformer and loading(model.config, "transformer_on_device") == "from_start"
+    copies = 1 if from_start and policy.implementation == "official" else 2
+    return copies * weights.total / (settings.constants["host_copy_gb_s"] * 1e9)
+
+
+def _check_precision(model: Model, device: Device) -> None:
+    """Refuse a precision that the device has no arithmetic for.
+
+    Raises:
+        InputError: such a precision.
+    """
+    precision = Policy.of(model.config).precision
+    if precision in PRECISIONS and precision != "fp32" and precision not in device.peak_flops:
+        able = [name for name in PRECISIONS if name in device.peak_flops and name != "tf32"]
+        raise InputError("precision", precision, f"one that {device.name} computes in: {', '.join(able)}")
 
 
 def _knowledge(settings: Settings, found: Sustained) -> tuple[float, tuple[str, ...]]:
@@ -306,7 +347,9 @@ def _knowledge(settings: Settings, found: Sustained) -> tuple[float, tuple[str, 
 
 
 def _assumptions(model: Model, settings: Settings, found: Sustained) -> tuple[str, ...]:
+    policy = Policy.of(model.config)
     return (
-        f"{model.config['implementation']} implementation, engine {settings.engine}, attention {found.attention}",
+        f"{policy.implementation} implementation, engine {settings.engine}, attention {found.attention}",
+        f"weights {policy.precision}, VAE {policy.vae_precision}, offload {policy.offload}",
         "kernels of one stream run one after another; weights are loaded before the first stage",
     )
