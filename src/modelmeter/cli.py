@@ -161,6 +161,28 @@ def predict_command(
     return Answer(FORMATS[format.value](prediction), output)
 
 
+@app.command("fit", epilog="Example: modelmeter fit wan2.1-t2v-14b --device 4090")
+def fit_command(
+    model: Model,
+    device: Annotated[str, typer.Option(help="Device name or YAML file; see: modelmeter list devices.")],
+    overrides: Overrides = None,
+    workload: Preset = None,
+    gpus: Annotated[int | None, typer.Option(help="Devices that share the work (gpus=).", show_default="1")] = None,
+    format: Annotated[ListFormat, typer.Option("--format", help="Output format.")] = ListFormat.table,
+    output: OutputFile = None,
+) -> Answer:
+    """Tell whether a run fits on a device, under which policies, and how far they go; exit status 1 if none does."""
+    from modelmeter.api import load
+    from modelmeter.devices import find_device
+    from modelmeter.fit import fit
+    from modelmeter.report.fitting import FORMATS
+
+    found = find_device(device)
+    words = [*(overrides or []), *([] if gpus is None else [f"gpus={gpus}"])]
+    result = fit(load(model, *words), found, workload=workload)
+    return Answer(FORMATS[format.value](result), output, 0 if result.fitting else 1)
+
+
 @app.command("verify", epilog="Example: modelmeter verify layers -m wan2.1-t2v-1.3b -w wan2-1-ci-tiny")
 def verify_command(
     what: Annotated[Verify, typer.Argument(help="What to verify.")] = Verify.all,

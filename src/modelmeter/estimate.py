@@ -153,12 +153,16 @@ class Estimate:
             >>> [stage.id for stage in memory.stages], memory.peak_bytes > memory.weights_bytes
             (['text_encoder', 'transformer', 'vae_decode'], True)
         """
+        return self.memory_under(Policy.of(self.config))
+
+    def memory_under(self, policy: Policy) -> Memory:
+        """Bytes under another policy with the same precisions, of which the forwards and the weights depend."""
         parts = [(run.stage, run.forwards, self.modules[run.stage.component]) for run in self.runs]
         at_start = loading(self.config, "transformer_on_device") == "from_start"
         sizes = self.geometry.latent_frames, self.geometry.latent_height, self.geometry.latent_width
         return memory(
             parts,
-            Policy.of(self.config),
+            policy,
             self.loaded(),
             latents=(self.workload.batch_size, self.config["vae"]["z_dim"], *sizes),
             from_start=("transformer",) if at_start else (),
