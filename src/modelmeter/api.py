@@ -124,15 +124,10 @@ class Model:
             >>> estimate["transformer"].flops
             283001787777024
         """
-        return self.estimate_of(self.workload(workload, **keys))
+        return self.estimated(self.plan(self.workload(workload, **keys)))
 
-    def estimate_of(self, video: Workload) -> Estimate:
-        """What a workload costs that is already made.
-
-        Raises:
-            InputError: a size that the model cannot run.
-        """
-        plan = self.plan(video)
+    def estimated(self, plan: Plan) -> Estimate:
+        """What a plan costs."""
         return Estimate(
             model=self.id,
             source=self.source,

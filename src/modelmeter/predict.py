@@ -7,26 +7,19 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from math import isfinite
 
-from modelmeter.api import TRANSFORMERS, Model
+from modelmeter.api import Model
 from modelmeter.devices import PRECISIONS, Device
+from modelmeter.engine import ENGINES, elementwise_bytes, fuses, host_seconds, under_engine
 from modelmeter.errors import InputError, choice
-from modelmeter.estimate import StageRun
+from modelmeter.estimate import Estimate, StageRun
 from modelmeter.nn import Body
-from modelmeter.policy import Policy, loading
+from modelmeter.policy import Policy
 from modelmeter.rates import Constants, Sustained, constants, entries, sustained
-from modelmeter.residency import swapped
 from modelmeter.roofline import Rates, Seconds, Work, own_works, seconds
 from modelmeter.stage import Plan
 
-#: How the transformer runs: as its implementation is written, under torch.compile, or in a fused engine.
-ENGINES = ("eager", "compiled", "fused")
 #: What is spent neither in kernels nor in launches.
 HOST_LINK, HOST = "host_link", "host"
-#: What a fused engine runs, whatever the implementation that is asked for.
-FUSED: Mapping[str, object] = {
-    "implementation": "diffusers",
-    "differences.timesteps": {"official": "per_sample", "diffusers": "per_sample"},
-}
 #: Calls of a stage that cost time beside their kernels.
 CALL_SECONDS: Mapping[str, str] = {"text_encoder": "text_encoder_call_s", "image_encoder": "image_encoder_call_s"}
 
@@ -117,6 +110,7 @@ class Prediction:
     """Seconds of a run on a device, with the range in which measurements should lie.
 
     Args:
+        estimate: FLOPs and memory of the run under the same engine.
         half_width: relative half-width of the range.
     """
 
@@ -125,9 +119,9 @@ class Prediction:
     settings: Settings
     attention: str
     stages: tuple[StagePrediction, ...]
-    runs: tuple[StageRun, ...]
     rates: Rates
     origins: Mapping[str, str]
+    estimate: Estimate
     half_width: float
     assumptions: tuple[str, ...]
     warnings: tuple[str, ...]
@@ -145,7 +139,12 @@ class Prediction:
     @property
     def flops(self) -> int:
         """FLOPs of the run."""
-        return sum(stage.flops for stage in self.stages)
+        return self.estimate.flops
+
+    @property
+    def peak_bytes(self) -> int:
+        """The most memory on the device at any time, before what the driver and the allocator take."""
+        return self.estimate.memory.peak_bytes
 
     @cached_property
     def nodes(self) -> tuple[NodePrediction, ...]:
@@ -153,7 +152,7 @@ class Prediction:
 
         What an engine that fuses moves beside products and attention belongs to no module, and is left out.
         """
-        return tuple(node for run in self.runs for node in _nodes(run, self.rates, self.settings.engine))
+        return tuple(node for run in self.estimate.runs for node in _nodes(run, self.rates, self.settings.engine))
 
     @property
     def utilisation(self) -> float:
@@ -192,8 +191,8 @@ def predict(model: Model, plan: Plan, settings: Settings) -> Prediction:
     if running is not model:
         plan = running.plan(plan.workload)
     found = sustained(settings.device, settings.attention, settings.constants)
-    runs = running.runs(plan)
-    stages = tuple(_stage(running, run, settings, found.rates) for run in runs)
+    estimate = running.estimated(plan)
+    stages = tuple(_stage(running, run, settings, found.rates) for run in estimate.runs)
     half_width, warnings = _knowledge(settings, found)
     return Prediction(
         model=model.id,
@@ -201,48 +200,13 @@ def predict(model: Model, plan: Plan, settings: Settings) -> Prediction:
         settings=settings,
         attention=found.attention,
         stages=stages,
-        runs=runs,
         rates=found.rates,
         origins=found.origins,
+        estimate=estimate,
         half_width=half_width,
         assumptions=_assumptions(running, settings, found),
         warnings=(*plan.warnings, *warnings),
     )
-
-
-def under_engine(model: Model, engine: str) -> Model:
-    """The model as an engine runs it: a fused one takes one timestep a sample and bfloat16 weights.
-
-    Raises:
-        InputError: the traffic of the model under that engine is not known.
-    """
-    if engine == "eager":
-        return model
-    if model.pipeline.blocks is None:
-        raise InputError("engine", engine, f"eager: what {model.id} moves under others is not known")
-    return model.with_config(FUSED) if engine == "fused" else model
-
-
-def elementwise_bytes(model: Model, dims: Mapping[str, int], engine: str) -> float:
-    """Bytes that the kernels of a transformer forward move beside products and attention, under an engine that fuses.
-
-    Args:
-        dims: sizes of the forward: ``batch`` videos of ``frames`` x ``rows`` x ``columns`` tokens.
-    """
-    assert model.pipeline.blocks is not None
-    blocks = model.pipeline.blocks(model.config)
-    fused, rope = entries()["fused_elementwise"], entries()["compiled_official_rope"]
-    width = fused["per_width"]
-    if engine == "compiled" and model.config["implementation"] == "official":
-        width += rope["per_width"]
-    tokens = dims["batch"] * dims["frames"] * dims["rows"] * dims["columns"]
-    per_token: float = width * blocks.width + fused["per_ffn"] * blocks.inner_width
-    return tokens * blocks.count * per_token
-
-
-def fuses(run: StageRun, engine: str) -> bool:
-    """Whether the engine replaces the elementwise kernels of a stage: those of the diffusion transformers."""
-    return engine != "eager" and run.stage.component.startswith("transformer")
 
 
 def _products(works: Mapping[Work, int]) -> Mapping[Work, int]:
@@ -293,30 +257,10 @@ def _stage(model: Model, run: StageRun, settings: Settings, rates: Rates) -> Sta
         total = {HOST: run.calls * settings.constants["text_encoder_on_cpu_call_s"]}
     elif run.stage.id in CALL_SECONDS:
         total[HOST] = run.calls * settings.constants[CALL_SECONDS[run.stage.id]]
-    moved = 0.0 if on_cpu else host_seconds(model, run, settings, sum(total.values()))
+    moved = 0.0 if on_cpu else host_seconds(model, run, settings.device, settings.constants, sum(total.values()))
     if moved:
         total[HOST_LINK] = moved
     return StagePrediction(id=run.stage.id, flops=run.flops, seconds_by=total)
-
-
-def host_seconds(model: Model, run: StageRun, settings: Settings, busy: float) -> float:
-    """Seconds that a stage waits for weights between host and device, while its kernels take ``busy`` seconds.
-
-    Whole components are moved in before the stage and out after it; what the official code loads to the device from
-    the start is only moved out, and its VAE never. Blocks are fetched while others run, so only what is longer shows.
-    """
-    policy, weights = Policy.of(model.config), model.weights()[run.stage.component]
-    if policy.offload == "none" or (policy.implementation == "official" and run.stage.component == "vae"):
-        return 0.0
-    transformer = run.stage.component in TRANSFORMERS
-    if policy.offload == "block" and transformer:
-        link = settings.device.host_bandwidth
-        if link is None:
-            raise InputError("device", settings.device.name, "one whose host link is known, under offload=block")
-        return max(0.0, run.calls * swapped(policy, weights) / link - busy)
-    from_start = transformer and loading(model.config, "transformer_on_device") == "from_start"
-    copies = 1 if from_start and policy.implementation == "official" else 2
-    return copies * weights.total / (settings.constants["host_copy_gb_s"] * 1e9)
 
 
 def _check_precision(model: Model, device: Device) -> None:

@@ -13,7 +13,8 @@ import pytest
 import modelmeter as mm
 from modelmeter.cli import main
 from modelmeter.devices import find_device
-from modelmeter.predict import ENGINES, Prediction, Settings, predict
+from modelmeter.engine import ENGINES
+from modelmeter.predict import Prediction, Settings, predict
 
 
 def prediction(name: str = "wan2.1-t2v-1.3b", device: str = "h100", **settings: object) -> Prediction:
@@ -109,7 +110,7 @@ def test_the_document_has_what_the_contract_names(capsys: pytest.CaptureFixture[
         main(["predict", "wan2.1-t2v-1.3b", "--device", "4090", "--format", "json"])
     assert done.value.code == 0
     document = json.loads(capsys.readouterr().out)
-    assert {"predicted_seconds", "range", "stages", "assumptions"} <= set(document)
+    assert {"predicted_seconds", "range", "stages", "peak_bytes", "assumptions"} <= set(document)
     assert document["predicted_seconds"] == pytest.approx(sum(stage["seconds"] for stage in document["stages"]))
     assert all(stage["bound"] for stage in document["stages"])
 

@@ -50,6 +50,7 @@ def document(prediction: Prediction) -> dict[str, Any]:
             for stage in prediction.stages
         ],
         "nodes": [{"id": node.id, "seconds": node.seconds, "bound": node.bound} for node in prediction.nodes],
+        "peak_bytes": prediction.peak_bytes,
         "assumptions": list(prediction.assumptions),
         "warnings": list(prediction.warnings),
     }
@@ -91,11 +92,16 @@ def headline(prediction: Prediction) -> list[str]:
         said.append(f"{prediction.energy_joules / 3600:.1f} Wh at the power limit")
     if prediction.cost is not None:
         said.append(f"cost {prediction.cost:.4f}")
+    peak, size = prediction.peak_bytes, prediction.settings.device.memory_bytes
+    fits = ""
+    if size is not None:
+        fits = f" of {size / 2**30:.0f} GiB" + ("" if peak <= size else ": it does not fit; see modelmeter fit")
     return [
         f"{prediction.model} on {device}: {prediction.seconds:.1f} s ({low:.1f} to {high:.1f})",
         f"{video.num_frames} frames of {video.height}x{video.width}, batch {video.batch_size}, "
         f"{video.num_inference_steps} steps, guidance {video.guidance_scale:g}",
         f"{scaled(prediction.flops, 'FLOP')}; {'; '.join(said)}",
+        f"peak memory {peak / 2**30:.2f} GiB{fits}",
     ]
 
 
