@@ -156,7 +156,8 @@ def _tilings(model: Model) -> tuple[bool, ...]:
 def _memory(model: Model, policy: Policy, video: Workload, tiling: bool) -> Memory:
     """What a workload needs under a policy; models are made once for what changes their forwards or weights."""
     changes = {"precision": policy.precision} | ({"vae_tiling": tiling} if "vae_tiling" in model.config else {})
-    return model.with_config(changes).estimate_of(video).memory_under(policy)
+    changed = model.with_config(changes)
+    return changed.estimated(changed.plan(video)).memory_under(policy)
 
 
 def _reach(model: Model, option: Option, video: Workload) -> Reach:
