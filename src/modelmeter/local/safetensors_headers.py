@@ -18,7 +18,7 @@ from modelmeter.local.read_json import parsed
 #: Longest header of the format. Source: ``MAX_HEADER_SIZE`` of safetensors.
 LONGEST_HEADER = 100_000_000
 #: Longest header that is read; one of a thousand tensors has about a hundred thousand bytes.
-LONGEST_READ = 8_000_000
+LONGEST_READ = 4_000_000
 LENGTH_BYTES = 8
 #: How the text begins that stands for a file whose content was not fetched.
 LFS_POINTER = b"version https://git-lfs"

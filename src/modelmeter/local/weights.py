@@ -15,7 +15,7 @@ from modelmeter.local.safetensors_headers import Header, Stored, read_header
 #: Longest index of shards; one of a thousand tensors has about a hundred thousand bytes.
 LONGEST_INDEX = 4_000_000
 #: Bytes of headers that are read in a directory.
-BUDGET = 16_000_000
+BUDGET = 8_000_000
 #: Files that only unpickling or another program would read.
 PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
 OTHERS = {".gguf": "GGUF", ".onnx": "ONNX", ".msgpack": "Flax", ".h5": "HDF5"}
