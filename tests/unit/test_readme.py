@@ -1,4 +1,4 @@
-"""The README shows what the commands print today."""
+"""The README and the pages show what the commands print today."""
 
 import doctest
 import os
@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-README = Path(__file__).parents[2] / "README.md"
+ROOT = Path(__file__).parents[2]
+README = ROOT / "README.md"
 CONSOLE = re.compile(r"```console\n\$ (?P<command>.+)\n(?P<output>[^`]*)```")
 
 
@@ -17,22 +18,27 @@ def printed(command: str) -> str:
     """What a shell prints for a command of the README."""
     own = command.replace("modelmeter ", f"{sys.executable} -m modelmeter ", 1)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run(["bash", "-o", "pipefail", "-c", own], capture_output=True, text=True, env=environment)
+    shell = ["bash", "-o", "pipefail", "-c", own]
+    done = subprocess.run(shell, capture_output=True, text=True, env=environment, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
-COMMANDS = [found["command"] for found in CONSOLE.finditer(README.read_text(encoding="utf-8"))]
+COMMANDS = [
+    (page, found["command"])
+    for page in ("README.md", "docs/model-directories.md")
+    for found in CONSOLE.finditer((ROOT / page).read_text(encoding="utf-8"))
+]
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_console_blocks_show_real_output(command: str) -> None:
+@pytest.mark.parametrize(("page", "command"), COMMANDS)
+def test_console_blocks_show_real_output(page: str, command: str) -> None:
     """Every console block holds what its command prints; UPDATE_SNAPSHOTS=1 writes the block anew."""
-    text = README.read_text(encoding="utf-8")
+    text = (ROOT / page).read_text(encoding="utf-8")
     (found,) = [block for block in CONSOLE.finditer(text) if block["command"] == command]
     output = printed(command)
     if os.environ.get("UPDATE_SNAPSHOTS") == "1":
-        README.write_text(text[: found.start("output")] + output + text[found.end("output") :], encoding="utf-8")
+        (ROOT / page).write_text(text[: found.start("output")] + output + text[found.end("output") :], encoding="utf-8")
     else:
         assert found["output"] == output
 

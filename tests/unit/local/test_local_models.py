@@ -11,6 +11,7 @@ import modelmeter as mm
 from modelmeter.cli import main
 from modelmeter.config import compose, find, registry
 from modelmeter.models.registry import pipeline
+from modelmeter.verify.run import verify
 
 #: Classes of diffusers whose configuration is read.
 READ = ("WanTransformer3DModel", "WanVACETransformer3DModel")
@@ -252,6 +253,8 @@ def test_one_expert_alone_is_counted_and_the_other_listed(make: Any, tmp_path: P
     model = mm.load(tmp_path)
     assert model.not_modelled == ("transformer", "text_encoder", "vae")
     assert [(stage.id, stage.calls) for stage in model.estimate().stages] == [("transformer_2", 2 * 14)]
+    # in a single step it does not run at all, which breaks no law
+    assert verify([model], ("core",), workload="wan2-1-ci-tiny").failures == ()
 
 
 @pytest.mark.parametrize("what", ["empty", "vae only", "unknown class", "no class", "index alone"])
