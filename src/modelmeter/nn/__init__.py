@@ -1,6 +1,7 @@
 """``torch.nn`` on shapes: tensors without data, modules whose calls are recorded kernel by kernel."""
 
 from modelmeter.nn import functional
+from modelmeter.nn.autocast import autocast
 from modelmeter.nn.cache import Cache, resident, resident_cache
 from modelmeter.nn.dtype import (
     DType,
@@ -67,6 +68,7 @@ __all__ = [
     "Tensor",
     "ZeroPad2d",
     "at_least",
+    "autocast",
     "bfloat16",
     "bool_",
     "complex64",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, Self
 
+from modelmeter.nn.autocast import current_autocast
 from modelmeter.nn.cache import Cache
 from modelmeter.nn.dtype import DType, float32
 from modelmeter.nn.polynomial import Dim
@@ -106,7 +107,8 @@ class _View(NamedTuple):
 def _call(trace: Trace, module: Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     before = trace.live
     known: dict[int, int] = {}
-    key = (_signature(trace, module), _key(args, known), _key(tuple(kwargs.items()), known))
+    taken = _key(args, known), _key(tuple(kwargs.items()), known)
+    key = (_signature(trace, module), *taken, current_autocast())
     caches = [value for value in (*args, *kwargs.values()) if isinstance(value, Cache)]
     cached = _cached_bytes(trace, caches)
     memo = None if caches else trace.memo  # what changes a cache has to run

@@ -12,6 +12,7 @@ from math import prod
 from types import EllipsisType
 from typing import TypeAlias
 
+from modelmeter.nn.autocast import IN_FLOAT32, raised
 from modelmeter.nn.dtype import DType, bool_, float16, float32, promote
 from modelmeter.nn.layout import (
     Shape,
@@ -372,6 +373,8 @@ def pointwise(name: str, *operands: Tensor | Scalar) -> Tensor:
         6
     """
     tensors = tuple(operand for operand in operands if isinstance(operand, Tensor))
+    if name in IN_FLOAT32:
+        tensors = tuple(raised(tensor) for tensor in tensors)
     shape = broadcast([tensor.shape for tensor in tensors])
     dtype = promote(tensor.dtype for tensor in tensors)
     fraction = name in FRACTIONAL or any(isinstance(operand, float) for operand in operands)

@@ -37,11 +37,20 @@ from modelmeter.nn.functional.copies import (
     replication_pad1d,
     stack,
     upsample_nearest_exact,
+    view_as_complex,
+    view_as_real,
     zeros_like,
 )
 from modelmeter.nn.functional.factorizations import qr
 from modelmeter.nn.functional.norms import layer_norm, normalize, rms_norm, weight_norm
-from modelmeter.nn.functional.products import conv, linear, matmul_flops, scaled_dot_product_attention
+from modelmeter.nn.functional.products import (
+    conv,
+    einsum,
+    flash_attn_varlen,
+    linear,
+    matmul_flops,
+    scaled_dot_product_attention,
+)
 from modelmeter.nn.functional.reductions import mean, sum, vector_norm
 
 __all__ = [
@@ -53,9 +62,11 @@ __all__ = [
     "conv",
     "cos",
     "diag_embed",
+    "einsum",
     "embedding",
     "empty_like",
     "exp",
+    "flash_attn_varlen",
     "full_like",
     "gelu",
     "layer_norm",
@@ -84,6 +95,8 @@ __all__ = [
     "tanh",
     "upsample_nearest_exact",
     "vector_norm",
+    "view_as_complex",
+    "view_as_real",
     "weight_norm",
     "where",
     "zeros_like",

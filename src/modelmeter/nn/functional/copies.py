@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import prod
 
-from modelmeter.nn.dtype import DType, float32
+from modelmeter.nn.autocast import raised
+from modelmeter.nn.dtype import DType, complex64, complex128, float32, float64, promote
 from modelmeter.nn.layout import suggested_strides
 from modelmeter.nn.polynomial import Dim
 from modelmeter.nn.tensor import Tensor, launch, like, weight_bytes
 
 
 def cat(tensors: Sequence[Tensor], dim: int) -> Tensor:
-    """Concatenation, a copy of every operand.
+    """Concatenation, a copy of every operand, in the dtype that they promote to.
 
     Example:
         >>> from modelmeter.nn import trace_function
@@ -24,16 +25,17 @@ def cat(tensors: Sequence[Tensor], dim: int) -> Tensor:
     dim %= first.ndim
     for tensor in tensors:
         shape = (*tensor.shape[:dim], first.shape[dim], *tensor.shape[dim + 1 :])
-        if shape != first.shape or tensor.dtype != first.dtype:
+        if shape != first.shape:
             raise ValueError(f"cat along {dim} of {first} and {tensor}")
     size: Dim = 0
     for tensor in tensors:
         size = size + tensor.shape[dim]
-    return launch("cat", "copy", tensors, (*first.shape[:dim], size, *first.shape[dim + 1 :]), first.dtype)
+    dtype = promote(tensor.dtype for tensor in tensors)
+    return launch("cat", "copy", tensors, (*first.shape[:dim], size, *first.shape[dim + 1 :]), dtype)
 
 
 def stack(tensors: Sequence[Tensor], dim: int) -> Tensor:
-    """Concatenation along a new dimension, a copy of every operand.
+    """Concatenation along a new dimension, a copy of every operand, in the dtype that they promote to.
 
     Example:
         >>> from modelmeter.nn import trace_function
@@ -44,9 +46,10 @@ def stack(tensors: Sequence[Tensor], dim: int) -> Tensor:
     first = tensors[0]
     dim %= first.ndim + 1
     for tensor in tensors:
-        if tensor.spec != first.spec:
+        if tensor.shape != first.shape:
             raise ValueError(f"stack of {first} and {tensor}")
-    return launch("stack", "copy", tensors, (*first.shape[:dim], len(tensors), *first.shape[dim:]), first.dtype)
+    dtype = promote(tensor.dtype for tensor in tensors)
+    return launch("stack", "copy", tensors, (*first.shape[:dim], len(tensors), *first.shape[dim:]), dtype)
 
 
 def pad(x: Tensor, padding: Sequence[int]) -> Tensor:
@@ -97,6 +100,7 @@ def upsample_nearest_exact(x: Tensor, scale: int) -> Tensor:
         >>> trace_function(upsample_nearest_exact, Tensor((1, 3, 4, 6), float32), 2).outputs.shape
         (1, 3, 8, 12)
     """
+    x = raised(x)
     *outer, rows, columns = x.shape
     shape = (*outer, rows * scale, columns * scale)
     strides = suggested_strides(shape, (x.shape, x.strides))
@@ -141,6 +145,30 @@ def ones_like(x: Tensor) -> Tensor:
 def full_like(x: Tensor, value: float) -> Tensor:
     """A number in every element of a tensor of the same size and layout; writes only."""
     return launch("full_like", "copy", (), x.shape, x.dtype, strides=like(x.shape, x))
+
+
+def view_as_complex(x: Tensor) -> Tensor:
+    """Pairs in the last dimension as complex numbers, a view: [..., 2] -> [...].
+
+    Example:
+        >>> view_as_complex(Tensor((3, 4, 2), float32))
+        Tensor([3, 4], complex64)
+    """
+    if x.shape[-1] != 2 or not x.is_contiguous():
+        raise ValueError(f"view_as_complex of {x}")
+    return Tensor(x.shape[:-1], {float32: complex64, float64: complex128}[x.dtype], x.storage)
+
+
+def view_as_real(x: Tensor) -> Tensor:
+    """The reverse of :func:`view_as_complex`: [...] -> [..., 2].
+
+    Example:
+        >>> view_as_real(Tensor((3, 4), complex128))
+        Tensor([3, 4, 2], float64)
+    """
+    if not x.is_contiguous():
+        raise ValueError(f"view_as_real of {x}")
+    return Tensor((*x.shape, 2), {complex64: float32, complex128: float64}[x.dtype], x.storage)
 
 
 def embedding(indices: Tensor, weight: Tensor) -> Tensor:

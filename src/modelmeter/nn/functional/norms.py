@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from modelmeter.nn.autocast import raised
 from modelmeter.nn.dtype import float32
 from modelmeter.nn.functional.activations import clamp_min
 from modelmeter.nn.functional.reductions import vector_norm
@@ -27,6 +28,7 @@ def layer_norm(x: Tensor, normalized_shape: int, weight: Tensor | None, bias: Te
         >>> trace_function(lambda x: layer_norm(x, 8, None, None), Tensor((2, 8), float32)).ops[0].bytes_written
         80
     """
+    bias, weight, x = None if bias is None else raised(bias), None if weight is None else raised(weight), raised(x)
     affine = tuple(tensor for tensor in (weight, bias) if tensor is not None)
     statistics = Spec((*x.shape[:-1], 1), float32)
     return launch(
@@ -48,7 +50,8 @@ def rms_norm(x: Tensor, normalized_shape: int, weight: Tensor | None) -> Tensor:
         >>> trace_function(lambda x: rms_norm(x, 8, None), Tensor((2, 8), float32)).ops[0].name
         '_fused_rms_norm'
     """
-    affine = () if weight is None else (weight,)
+    affine = () if weight is None else (raised(weight),)
+    x = raised(x)
     return launch(
         "_fused_rms_norm",
         "norm",

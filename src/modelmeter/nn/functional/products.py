@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import prod
 
+from modelmeter.nn.autocast import lowered
 from modelmeter.nn.dtype import bfloat16, bool_, float16, float32, int64, uint64
 from modelmeter.nn.polynomial import Dim, floor_divide
 from modelmeter.nn.tensor import Tensor, launch, launch_in_place, like
@@ -38,6 +39,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     out_features, in_features = weight.shape
     if x.shape[-1] != in_features:
         raise ValueError(f"linear of {in_features} features got {x}")
+    bias, weight, x = None if bias is None else lowered(bias), lowered(weight), lowered(x)
     if x.ndim > 2 and not x.is_contiguous():
         return _gathered_linear(x, weight, bias)
     rows = x.numel() // in_features
@@ -90,6 +92,7 @@ def conv(
     out_channels, in_channels, *kernel = weight.shape
     if x.shape[1] != in_channels * groups:
         raise ValueError(f"convolution of {in_channels * groups} channels got {x}")
+    bias, weight, x = None if bias is None else lowered(bias), lowered(weight), lowered(x)
     sizes = [_positions(n + 2 * padding, k, s) for n, k, s in zip(x.shape[2:], kernel, stride, strict=True)]
     batch, positions = x.shape[0], prod(sizes, start=1)
     return launch(
@@ -133,7 +136,9 @@ def scaled_dot_product_attention(query: Tensor, key: Tensor, value: Tensor, mask
     columns, value_dim = value.shape[2:]
     if mask is not None and mask.dtype == bool_:
         raise NotImplementedError(f"attention with a mask of truth values: {mask}")
-    inputs = (query, key, value) if mask is None else (query, key, value, mask.expand(batch, heads, rows, columns))
+    value, key, query = lowered(value), lowered(key), lowered(query)
+    added = () if mask is None else (lowered(mask).expand(batch, heads, rows, columns),)
+    inputs = (query, key, value, *added)
     half = query.dtype in (float16, bfloat16)
     flash = mask is None and half and isinstance(head_dim, int) and head_dim <= 256
     if flash:
@@ -152,8 +157,57 @@ def scaled_dot_product_attention(query: Tensor, key: Tensor, value: Tensor, mask
         query.dtype,
         strides=like(query.shape, query) if flash else behind.strides,
         scratch=scratch,
-        # scores [S, D] @ [D, L], then values [S, L] @ [L, V], for every head
-        flops=matmul_flops(batch * heads, rows, head_dim, columns)
-        + matmul_flops(batch * heads, rows, columns, value_dim),
+        flops=_attention_flops(batch * heads, rows, head_dim, columns, value_dim),
         vector_flops=(SOFTMAX_STEPS if mask is None else SOFTMAX_STEPS + 1) * batch * heads * rows * columns,
     )
+
+
+def flash_attn_varlen(query: Tensor, key: Tensor, value: Tensor, *, batch: Dim) -> Tensor:
+    """Attention of the ``flash-attn`` package on samples behind one another, all of one length.
+
+    [B S, H, E], [B L, H, E], [B L, H, V] -> [B S, H, V]; the kernel also writes the log-sum-exp of every row.
+
+    Source: ``flash_attn_varlen_func``, which the official Wan code calls; no autocast reaches into it.
+
+    Example:
+        >>> from modelmeter.nn import trace_function
+        >>> q = Tensor((10, 2, 64), bfloat16)
+        >>> trace_function(lambda: flash_attn_varlen(q, q, q, batch=1)).ops[0].flops
+        51200
+    """
+    query, key, value = (_heads_first(tensor, batch) for tensor in (query, key, value))
+    _, heads, rows, head_dim = query.shape
+    columns, value_dim = value.shape[2:]
+    output = launch(
+        "flash_attn::_flash_attn_varlen_forward",
+        "attention",
+        (query, key, value),
+        (batch * rows, heads, value_dim),
+        query.dtype,
+        scratch=(Spec((heads, batch * rows), float32),),
+        flops=_attention_flops(batch * heads, rows, head_dim, columns, value_dim),
+        vector_flops=SOFTMAX_STEPS * batch * heads * rows * columns,
+    )
+    return output
+
+
+def _heads_first(tensor: Tensor, batch: Dim) -> Tensor:
+    """[B S, H, E] -> [B, H, S, E], a view."""
+    return tensor.unflatten(0, (batch, -1)).transpose(1, 2)
+
+
+def _attention_flops(batch: Dim, rows: Dim, head_dim: Dim, columns: Dim, value_dim: Dim) -> Dim:
+    """Scores [S, E] @ [E, L], then values [S, L] @ [L, V], for every head of every sample."""
+    return matmul_flops(batch, rows, head_dim, columns) + matmul_flops(batch, rows, columns, value_dim)
+
+
+def einsum(equation: str, x: Tensor) -> Tensor:
+    """The dimensions of one tensor in another order, a view: ``"ab->ba"``. Autocast casts it all the same.
+
+    Example:
+        >>> from modelmeter.nn import trace_function
+        >>> trace_function(lambda x: einsum("abc->cab", x), Tensor((2, 3, 4), float32)).outputs.shape
+        (4, 2, 3)
+    """
+    given, wanted = equation.split("->")
+    return lowered(x).permute(*(given.index(letter) for letter in wanted))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from math import prod
 
+from modelmeter.nn.autocast import ELIGIBLE, current_autocast
+from modelmeter.nn.dtype import DType, float32
 from modelmeter.nn.tensor import Tensor, launch
 
 
@@ -32,7 +34,8 @@ def sum(x: Tensor, dim: int) -> Tensor:
         (2, 4)
     """
     dim %= x.ndim
-    return launch("sum", "reduction", (x,), (*x.shape[:dim], *x.shape[dim + 1 :]), x.dtype, vector_flops=x.numel())
+    shape = (*x.shape[:dim], *x.shape[dim + 1 :])
+    return launch("sum", "reduction", (x,), shape, _accumulated(x), vector_flops=x.numel())
 
 
 def vector_norm(x: Tensor, dim: int) -> Tensor:
@@ -48,4 +51,9 @@ def vector_norm(x: Tensor, dim: int) -> Tensor:
     dim %= x.ndim
     shape = (*x.shape[:dim], 1, *x.shape[dim + 1 :])
     steps = 2 * x.numel() + prod(shape, start=1)
-    return launch("linalg_vector_norm", "reduction", (x,), shape, x.dtype, vector_flops=steps)
+    return launch("linalg_vector_norm", "reduction", (x,), shape, _accumulated(x), vector_flops=steps)
+
+
+def _accumulated(x: Tensor) -> DType:
+    """The dtype of a sum over ``x``: autocast asks for float32, without a cast before."""
+    return x.dtype if current_autocast() is None or x.dtype not in ELIGIBLE else float32
