@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import modelmeter as mm
 from modelmeter.compiled import compile_forward
 from modelmeter.models.common import vae
-from modelmeter.models.wan2_1 import transformer
+from modelmeter.models.wan2_1 import official
 from modelmeter.models.wan2_1.transformer import KEEP_IN_FP32, Wan2_1DiTModel
 from modelmeter.models.wan2_1.vace import WanVACETransformer3DModel as AnalyticVACE
 from modelmeter.models.wan2_2.pipeline import expert_steps, timesteps
@@ -301,5 +301,5 @@ def test_a_broken_chunk_rule_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_broken_image_tokens_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """A context that is cut at another token fails, and the cross-attention is named."""
-    monkeypatch.setattr(transformer, "TEXT_TOKENS_WITH_IMAGES", 500)
+    monkeypatch.setattr(official, "TEXT_TOKENS_WITH_IMAGES", 500)
     assert any("transformer.blocks.0.attn2.add_k_proj" in line for line in failures("wan2.1-i2v-14b-480p"))

@@ -151,7 +151,7 @@ def test_the_small_verification_passes() -> None:
         ("addmm", "transformer.condition_embedder.time_embedder.linear_1"),
         ("mm", "text_encoder.encoder.block.0.layer.0.SelfAttention.q"),
         ("convolution", "transformer.patch_embedding"),
-        ("_scaled_dot_product_flash_attention", "transformer.blocks.0.attn1"),
+        ("flash_attn::_flash_attn_varlen_forward", "transformer.blocks.0.attn1"),
     ],
 )
 def test_a_broken_formula_is_found_and_named(name: str, node: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -156,14 +156,16 @@ class PixArtAlphaTextProjection(Module):
 class Attention(Module):
     """What attention with RMS-normalised query and key is made of; a family says how it runs."""
 
+    norm: type[nn.RMSNorm] = nn.RMSNorm
+
     def __init__(self, dim: int, *, heads: int) -> None:
         self.heads = heads
         self.to_q = Linear(dim, dim)
         self.to_k = Linear(dim, dim)
         self.to_v = Linear(dim, dim)
         self.to_out = ModuleList([Linear(dim, dim), Dropout()])
-        self.norm_q = nn.RMSNorm(dim)
-        self.norm_k = nn.RMSNorm(dim)
+        self.norm_q = self.norm(dim)
+        self.norm_k = self.norm(dim)
 
     def projected(self, hidden_states: Tensor, source: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Query of the one, key and value of the other: [B, S, D], [B, L, D] -> [B, S, D], twice [B, L, D]."""

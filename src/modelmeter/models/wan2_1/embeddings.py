@@ -25,10 +25,12 @@ class WanImageEmbedding(Module):
     With positions, the two images of a first and last frame are seen as one sequence: [2 B, I, in] -> [B, 2 I, out].
     """
 
+    norm: type[FP32LayerNorm] = FP32LayerNorm
+
     def __init__(self, in_features: int, out_features: int, *, pos_embed_seq_len: int | None) -> None:
-        self.norm1 = FP32LayerNorm(in_features, elementwise_affine=True)
+        self.norm1 = self.norm(in_features, elementwise_affine=True)
         self.ff = FeedForward(in_features, inner_dim=in_features, dim_out=out_features)
-        self.norm2 = FP32LayerNorm(out_features, elementwise_affine=True)
+        self.norm2 = self.norm(out_features, elementwise_affine=True)
         self.pos_embed = None if pos_embed_seq_len is None else Parameter((1, pos_embed_seq_len, in_features), float32)
 
     def forward(self, encoder_hidden_states_image: Tensor) -> Tensor:
@@ -48,6 +50,9 @@ class WanTimeTextImageEmbedding(Module):
     temb [B, D] or [B, S, D], its projection [..., 6 D], text [B, L, D], images [B, I, D].
     """
 
+    timesteps: type[Timesteps] = Timesteps
+    image_embedding: type[WanImageEmbedding] = WanImageEmbedding
+
     def __init__(
         self,
         *,
@@ -57,7 +62,7 @@ class WanTimeTextImageEmbedding(Module):
         image_embed_dim: int | None,
         pos_embed_seq_len: int | None,
     ) -> None:
-        self.timesteps_proj = Timesteps(time_freq_dim)
+        self.timesteps_proj = self.timesteps(time_freq_dim)
         self.time_embedder = TimestepEmbedding(time_freq_dim, dim)
         self.act_fn = SiLU()
         self.time_proj = Linear(dim, 6 * dim)
@@ -65,7 +70,7 @@ class WanTimeTextImageEmbedding(Module):
         self.image_embedder = (
             None
             if image_embed_dim is None
-            else WanImageEmbedding(image_embed_dim, dim, pos_embed_seq_len=pos_embed_seq_len)
+            else self.image_embedding(image_embed_dim, dim, pos_embed_seq_len=pos_embed_seq_len)
         )
 
     def forward(

@@ -13,7 +13,9 @@ from modelmeter.models.common.text_encoder import UMT5EncoderModel
 from modelmeter.models.common.vae import AutoencoderKLWan, decode_call, encode_call
 from modelmeter.models.common.vae_tiles import tiled_decode_call, tiled_encode_call
 from modelmeter.models.wan2_1.architecture import max_positions, transformer_arguments
+from modelmeter.models.wan2_1.official import WanModel
 from modelmeter.models.wan2_1.official_references import official_references
+from modelmeter.models.wan2_1.official_vace import VaceWanModel
 from modelmeter.models.wan2_1.transformer import KEEP_IN_FP32, TEXT_TOKENS_WITH_IMAGES, Wan2_1DiTModel
 from modelmeter.models.wan2_1.vace import WanVACETransformer3DModel
 from modelmeter.nn import bfloat16
@@ -54,14 +56,22 @@ def components(config: Config) -> dict[str, Component]:
 
 
 def transformer(config: Config) -> Component:
-    """The diffusion transformer of a configuration."""
+    """The diffusion transformer of a configuration, as its implementation runs it."""
     arguments = transformer_arguments(config["transformer"], image_encoder="image_encoder" in config)
     per_token = difference(config, "timesteps") == "per_token"
-    kind = WanVACETransformer3DModel if "vace_layers" in arguments else Wan2_1DiTModel
+    kind, kept = TRANSFORMERS[config["implementation"], "vace_layers" in arguments]
     model = kind(**arguments, expand_timesteps=per_token)
-    dtype = Policy.of(config).dtype if config["implementation"] == "diffusers" else bfloat16
-    model.to(dtype, keep_in_fp32=KEEP_IN_FP32)
+    model.to(Policy.of(config).dtype, keep_in_fp32=kept)
     return model
+
+
+#: Class of the transformer by implementation and whether it is VACE, and what stays in float32 in any dtype.
+TRANSFORMERS: Mapping[tuple[str, bool], tuple[type[Wan2_1DiTModel], tuple[str, ...]]] = {
+    ("official", False): (WanModel, ()),
+    ("official", True): (VaceWanModel, ()),
+    ("diffusers", False): (Wan2_1DiTModel, KEEP_IN_FP32),
+    ("diffusers", True): (WanVACETransformer3DModel, KEEP_IN_FP32),
+}
 
 
 def image_encoder_arguments(config: Config) -> dict[str, Any]:

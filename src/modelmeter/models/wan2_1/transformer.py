@@ -21,6 +21,7 @@ from modelmeter.models.wan2_1.embeddings import (
 from modelmeter.nn import (
     Conv3d,
     Dim,
+    DType,
     Identity,
     Linear,
     Module,
@@ -53,7 +54,7 @@ class WanAttention(Attention):
         super().__init__(dim, heads=heads)
         self.add_k_proj = None if added_kv_proj_dim is None else Linear(added_kv_proj_dim, dim)
         self.add_v_proj = None if added_kv_proj_dim is None else Linear(added_kv_proj_dim, dim)
-        self.norm_added_k = None if added_kv_proj_dim is None else RMSNorm(dim)
+        self.norm_added_k = None if added_kv_proj_dim is None else self.norm(dim)
 
     def forward(
         self,
@@ -115,6 +116,8 @@ def modulated(norm: Module, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
 class WanTransformerBlock(Module):
     """Self-attention, cross-attention and feed-forward, the outer two gated by the timestep."""
 
+    self_attention: type[WanAttention] = WanAttention
+    cross_attention: type[WanAttention] = WanAttention
     #: Only the control blocks of VACE have one.
     proj_out: Linear | None = None
 
@@ -122,8 +125,8 @@ class WanTransformerBlock(Module):
         self, dim: int, *, ffn_dim: int, num_heads: int, cross_attn_norm: bool, added_kv_proj_dim: int | None
     ) -> None:
         self.norm1 = FP32LayerNorm(dim, elementwise_affine=False)
-        self.attn1 = WanAttention(dim, heads=num_heads)
-        self.attn2 = WanAttention(dim, heads=num_heads, added_kv_proj_dim=added_kv_proj_dim)
+        self.attn1 = self.self_attention(dim, heads=num_heads)
+        self.attn2 = self.cross_attention(dim, heads=num_heads, added_kv_proj_dim=added_kv_proj_dim)
         self.norm2 = FP32LayerNorm(dim, elementwise_affine=True) if cross_attn_norm else Identity()
         self.ffn = FeedForward(dim, inner_dim=ffn_dim)
         self.norm3 = FP32LayerNorm(dim, elementwise_affine=False)
@@ -183,6 +186,13 @@ class Wan2_1DiTModel(Component):
         (1, 16, 3, 16, 16)
     """
 
+    #: Classes of what another implementation runs differently.
+    block: type[WanTransformerBlock] = WanTransformerBlock
+    embedding: type[WanTimeTextImageEmbedding] = WanTimeTextImageEmbedding
+    rotary: type[WanRotaryPosEmbed] = WanRotaryPosEmbed
+    #: dtypes of the latents, the text and the image features; ``None`` for that of the weights.
+    input_dtypes: tuple[DType | None, DType | None, DType | None] = (None, None, None)
+
     def __init__(
         self,
         *,
@@ -204,10 +214,11 @@ class Wan2_1DiTModel(Component):
     ) -> None:
         inner_dim = num_attention_heads * attention_head_dim
         self.patch_size = patch_size
+        self.out_channels = out_channels
         self.expand_timesteps = expand_timesteps
-        self.rope = WanRotaryPosEmbed(attention_head_dim, patch_size, rope_max_seq_len)
+        self.rope = self.rotary(attention_head_dim, patch_size, rope_max_seq_len)
         self.patch_embedding = Conv3d(in_channels, inner_dim, patch_size, stride=patch_size)
-        self.condition_embedder = WanTimeTextImageEmbedding(
+        self.condition_embedder = self.embedding(
             dim=inner_dim,
             time_freq_dim=freq_dim,
             text_embed_dim=text_dim,
@@ -216,7 +227,7 @@ class Wan2_1DiTModel(Component):
         )
         self.blocks = ModuleList(
             [
-                WanTransformerBlock(
+                self.block(
                     inner_dim,
                     ffn_dim=ffn_dim,
                     num_heads=num_attention_heads,
@@ -272,18 +283,19 @@ class Wan2_1DiTModel(Component):
         grid = dims["frames"], dims["rows"], dims["columns"]
         in_channels = self.patch_embedding.weight.shape[1]
         embedder = self.condition_embedder
-        dtype, batch = self.patch_embedding.weight.dtype, dims["batch"]
+        batch, weight = dims["batch"], self.patch_embedding.weight
+        latent_dtype, text_dtype, image_dtype = (dtype or weight.dtype for dtype in self.input_dtypes)
         latents = (size * patch for size, patch in zip(grid, self.patch_size, strict=True))
         result = {
-            "hidden_states": Tensor((batch, in_channels, *latents), dtype),
+            "hidden_states": Tensor((batch, in_channels, *latents), latent_dtype),
             "timestep": self._timestep(batch, prod(grid, start=1)),
-            "encoder_hidden_states": Tensor((batch, dims["text_len"], embedder.text_embedder.in_features), dtype),
+            "encoder_hidden_states": Tensor((batch, dims["text_len"], embedder.text_embedder.in_features), text_dtype),
         }
         if embedder.image_embedder is not None:
             features = embedder.image_embedder.norm1.normalized_shape
             positions = embedder.image_embedder.pos_embed
             images = (batch, dims["image_tokens"]) if positions is None else (2 * batch, positions.shape[1] // 2)
-            result["encoder_hidden_states_image"] = Tensor((*images, features), dtype)
+            result["encoder_hidden_states_image"] = Tensor((*images, features), image_dtype)
         return result
 
     def _timestep(self, batch: Dim, tokens: Dim) -> Tensor:

@@ -68,6 +68,8 @@ class WanVACETransformer3DModel(Wan2_1DiTModel):
         (1, 16, 3, 16, 16)
     """
 
+    control_block: type[WanVACETransformerBlock] = WanVACETransformerBlock
+
     def __init__(
         self,
         *,
@@ -91,7 +93,7 @@ class WanVACETransformer3DModel(Wan2_1DiTModel):
         self.vace_patch_embedding = Conv3d(vace_in_channels, dim, self.patch_size, stride=self.patch_size)
         self.vace_blocks = ModuleList(
             [
-                WanVACETransformerBlock(
+                self.control_block(
                     dim,
                     ffn_dim=ffn_dim,
                     num_heads=num_attention_heads,
