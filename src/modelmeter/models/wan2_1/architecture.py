@@ -80,8 +80,6 @@ def _check_sizes(vendor: Mapping[str, Any]) -> None:
     own = ["vace_in_dim", "image_dim", "pos_embed_seq_len", "rope_max_seq_len"]
     for key in [*sizes, *(key for key in own if key in vendor)]:
         _check(f"transformer.{key}", vendor[key], LARGEST.get(key, LARGEST_WIDTH))
-    if vendor["freq_dim"] % 2:
-        raise InputError("transformer.freq_dim", vendor["freq_dim"], "an even number: cosines and sines")
     if len(vendor["patch_size"]) != 3:
         raise InputError("transformer.patch_size", vendor["patch_size"], "three sizes: frames, rows, columns")
     for patch in vendor["patch_size"]:

@@ -56,8 +56,14 @@ def components(config: Config) -> dict[str, Component]:
 
 
 def transformer(config: Config) -> Component:
-    """The diffusion transformer of a configuration, as its implementation runs it."""
+    """The diffusion transformer of a configuration, as its implementation runs it.
+
+    Raises:
+        InputError: sizes that the implementation cannot run.
+    """
     arguments = transformer_arguments(config["transformer"], image_encoder="image_encoder" in config)
+    if config["implementation"] == "official" and arguments["freq_dim"] % 2:  # asserted by sinusoidal_embedding_1d
+        raise InputError("transformer.freq_dim", arguments["freq_dim"], "an even number under implementation=official")
     per_token = difference(config, "timesteps") == "per_token"
     kind, kept = TRANSFORMERS[config["implementation"], "vace_layers" in arguments]
     model = kind(**arguments, expand_timesteps=per_token)

@@ -27,7 +27,6 @@ from modelmeter.nn import (
     Module,
     ModuleList,
     Parameter,
-    RMSNorm,
     Tensor,
     float32,
     functional,
