@@ -15,7 +15,6 @@ from modelmeter.flops import called_paths
 from modelmeter.memory import peaks
 from modelmeter.models.wan2_1.official import WanModel
 from modelmeter.models.wan2_1.official_vace import VaceWanModel
-from modelmeter.models.wan2_1.pipeline import transformer
 from modelmeter.models.wan2_1.transformer import Wan2_1DiTModel
 from modelmeter.models.wan2_1.vace import WanVACETransformer3DModel
 from modelmeter.nn import Body, DType, Op, bfloat16, float32, trace
@@ -73,7 +72,8 @@ MEASURED = [
 
 def forward(measured: Measured) -> tuple[Any, Body]:
     """The transformer with weights of that dtype, and its trace."""
-    model = transformer(mm.load(measured.model).config, measured.dtype)
+    precision = {"float32": "fp32", "bfloat16": "bf16"}[measured.dtype.name]
+    model = mm.load(measured.model, f"precision={precision}").components["transformer"]
     return model, trace(model, **model.inputs(**measured.dims)).body
 
 
@@ -225,20 +225,11 @@ def test_control_blocks_stack_all_hints_anew() -> None:
     assert all(op.live > 3 * video for path, op in kernels(body) if path.startswith(".blocks"))
 
 
-def test_the_dtype_of_the_weights_is_that_of_the_implementation() -> None:
-    """Unasked, the official code loads float32, diffusers bfloat16 with its float32 islands; asked, what is asked."""
-    found = {}
-    for implementation in ("official", "diffusers"):
-        config = mm.load("wan2.1-t2v-1.3b", f"implementation={implementation}").config
-        for dtype in (None, bfloat16):
-            dtypes = {weight.dtype for _, weight in transformer(config, dtype).named_parameters()}
-            found[implementation, dtype] = dtypes
-    assert found == {
-        ("official", None): {float32},
-        ("official", bfloat16): {bfloat16},
-        ("diffusers", None): {float32, bfloat16},
-        ("diffusers", bfloat16): {float32, bfloat16},
-    }
+def test_the_weights_have_the_dtype_that_is_asked_for() -> None:
+    """Unasked, the official code loads float32; asked, all weights are what is asked, with no float32 islands."""
+    for precision, dtype in (("default", float32), ("bf16", bfloat16)):
+        model = mm.load("wan2.1-t2v-1.3b", f"precision={precision}").components["transformer"]
+        assert {weight.dtype for _, weight in model.named_parameters()} == {dtype}
 
 
 def test_an_odd_width_of_the_timestep_embedding_is_refused() -> None:
