@@ -185,8 +185,10 @@ def _reach(model: Model, option: Option, video: Workload) -> Reach:
 
 def _step(model: Model, video: Workload) -> int:
     """Pixels between two heights that the model can run."""
-    rows = model.plan(video).geometry.latent_height
-    return video.height // rows * int(model.config["transformer"]["patch_size"][1])
+    (rows,) = {
+        call.dims["rows"] for stage in model.plan(video).stages if stage.id == "transformer" for call in stage.calls
+    }
+    return video.height // rows
 
 
 def _largest(fits: Callable[[int], bool], known: int) -> int:
