@@ -14,11 +14,9 @@ from modelmeter import nn
 from modelmeter.models.common import layers
 from modelmeter.models.common.checks import check_component
 from modelmeter.nn import Dim, Tensor, functional
+from modelmeter.policy import Policy
 from modelmeter.stage import Component, Pipeline, Plan, Reference, Stage, single
 from modelmeter.workload import Grid, Workload, round_frames
-
-#: Frames, rows and columns to which positions are scaled. Source: ``LTXVideoRotaryPosEmbed``.
-BASE_SIZES = (20, 2048, 2048)
 
 
 class LTXVideoRotaryPosEmbed(nn.Module):
@@ -49,7 +47,7 @@ class LTXVideoRotaryPosEmbed(nn.Module):
         axes = grid_f[:, None, None], grid_h[None, :, None], grid_w[None, None]
         grid = functional.stack([axis.expand(*sizes) for axis in axes], dim=0)
         grid = grid.unsqueeze(0).repeat(batch_size, 1, 1, 1, 1)
-        for i, base in enumerate(BASE_SIZES):
+        for i, base in enumerate((20, 2048, 2048)):  # base_num_frames, base_height, base_width
             grid[:, i : i + 1].copy_(grid[:, i : i + 1] * scale[i] * 1 / base)
         return grid.flatten(2, 4).transpose(1, 2)
 
@@ -152,10 +150,10 @@ class LTXVideoTransformer3DModel(Component):
 
 
 def components(config: Mapping[str, Any]) -> dict[str, Component]:
-    """The transformer, in the dtype of the vendor's checkpoint."""
+    """The transformer, in the dtype that it is loaded in."""
     check_component("transformer", config["transformer"])
     check_component("vae", config["vae"])
-    return {"transformer": LTXVideoTransformer3DModel(**config["transformer"]).to(nn.bfloat16)}
+    return {"transformer": LTXVideoTransformer3DModel(**config["transformer"]).to(Policy.of(config).dtype)}
 
 
 def plan(config: Mapping[str, Any], video: Workload) -> Plan:
