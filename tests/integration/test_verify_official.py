@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -14,8 +13,11 @@ import pytest
 
 import modelmeter as mm
 from modelmeter.cli import main
+from modelmeter.compiled import compile_forward
 from modelmeter.config import registry
 from modelmeter.errors import InputError, UnavailableError
+from modelmeter.models.wan2_2.animate import WanAnimateTransformer3DModel
+from modelmeter.stage import Reference
 from modelmeter.verify.official import Checkout
 from modelmeter.verify.official_classes import CLASSES, official_class
 from modelmeter.verify.official_names import Names, finder
@@ -27,7 +29,8 @@ LAYOUTS = {
     "Wan2.1": {name: name for name in ("attention", "clip", "model", "t5", "vace_model", "vae")},
     "Wan2.2": {
         **{name: name for name in ("attention", "t5", "vae2_2")},
-        **{"base": "model", "model": "model_2_2", "vae2_1": "vae"},
+        **{"base": "model", "model": "model_2_2", "vae2_1": "vae", "animate/clip": "clip"},
+        **{f"animate/{name}": f"animate_{name}" for name in ("model_animate", "face_blocks", "motion_encoder")},
     },
 }
 #: Loads whole pipelines in the official code, and is not wanted here.
@@ -69,11 +72,16 @@ def checkout(tmp_path: Path) -> Callable[[str], Path]:
 
     def lay_out(repository: str) -> Path:
         modules = tmp_path / repository / "wan" / "modules"
-        modules.mkdir(parents=True)
-        for package in (modules, modules.parent):
+        (modules / "animate").mkdir(parents=True)
+        for package in (modules, modules.parent, modules / "animate"):
             (package / "__init__.py").write_text(PACKAGE)
         for name, source in LAYOUTS[repository].items():
-            shutil.copy(STAND_IN / f"{source}.py", modules / f"{name}.py")
+            text = (STAND_IN / f"{source}.py").read_text()
+            (modules / name).parent.mkdir(exist_ok=True)
+            # what lies in a directory of its own imports from the one above
+            (modules / f"{name}.py").write_text(
+                text.replace("from .attention", "from ..attention") if "clip" in name and "/" in name else text
+            )
         return tmp_path / repository
 
     return lay_out
@@ -123,6 +131,36 @@ def test_rows_are_those_of_diffusers(model: str, checkout: Callable[[str], Path]
     assert {f"transformer.{path}".rstrip(".") for path, _ in named} == {
         row.id for row in official.rows if row.stage == "transformer" and row.quantity == "params"
     }
+
+
+ANIMATE_DIMS = {
+    "batch": 1,
+    "frames": 4,
+    "rows": 4,
+    "columns": 6,
+    "text_len": 512,
+    "image_tokens": 257,
+    "face_frames": 9,
+}
+
+
+def test_animate_is_equal(checkout: Callable[[str], Path]) -> None:
+    """The official class of Animate, whose keys and values are one layer, has the numbers of every module here."""
+    sizes = {"ffn_dim": 96, "num_layers": 10, "in_channels": 36, "image_dim": 1280, "added_kv_proj_dim": 64}
+    ours = WanAnimateTransformer3DModel(num_attention_heads=2, attention_head_dim=32, **sizes)
+    vendor = {"patch_size": (1, 2, 2), "in_dim": 36, "out_dim": 16, "dim": 64, "num_heads": 2, "ffn_dim": 96}
+    reference = Reference(
+        "wan.modules.animate.model_animate", "WanAnimateModel", {**vendor, "num_layers": 10}, repository="Wan2.2"
+    )
+    code = Checkout(checkout("Wan2.2"), "Wan2.2", [reference])
+    flops = compile_forward(ours, ANIMATE_DIMS).module_flops(ANIMATE_DIMS)
+    params = {path: module.params for path, module in ours.named_modules()}
+    module = code.build(reference)
+    measured = code.measure(reference, module, ours.inputs(**ANIMATE_DIMS), 1, called=flops, named=params)
+    assert measured.unknown == measured.uncounted_ops == ()
+    assert measured.flops == flops
+    assert measured.params == params
+    assert flops["face_adapter.1.to_k"] > 0
 
 
 @pytest.mark.parametrize("model", ["wan2.1-flf2v-14b", "wan2.2-i2v-a14b", "wan2.2-ti2v-5b"])
@@ -506,6 +544,7 @@ def test_no_name_stands_there_for_nothing(checkout: Callable[[str], Path]) -> No
             table = official_class(reference).names(reference)
             module = code.build(reference)
             names = [*dict(module.named_modules()), *dict(module.named_parameters())]
+            names.remove("")  # the root, which every table has
             ours = dict(model.components["vae" if stage.startswith("vae") else stage].named_modules())
             for pattern, answer in table.items():
                 find = finder({pattern: answer})
@@ -528,4 +567,5 @@ def test_every_official_class_can_be_run() -> None:
         for kind, reference in kinds.items()
         if kind == "official"
     }
-    assert named == set(CLASSES)
+    animate = {key for key in CLASSES if "animate" in key[0]}  # has a test of its own
+    assert named | animate == set(CLASSES)

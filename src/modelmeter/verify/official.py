@@ -32,6 +32,8 @@ from modelmeter.verify.reference import Measured, arguments
 
 #: The package of the official code, and its module with the attention that all of it uses.
 PACKAGE, ATTENTION = "wan", "wan.modules.attention"
+#: Its function, and that of the package flash-attn which the face adapter of Animate calls itself.
+KERNELS = ("flash_attention", "flash_attn_func")
 #: By repository a file that the others do not have.
 LAYOUT = {"Wan2.1": "wan/modules/vae.py", "Wan2.2": "wan/modules/vae2_2.py"}
 #: Longest message of a foreign error that is repeated.
@@ -238,15 +240,16 @@ def flash_attention(
 
 @contextmanager
 def replaced_attention(modules: Iterable[ModuleType]) -> Iterator[None]:
-    """Wherever these modules have ``flash_attention``, it is scaled dot-product attention until the end."""
-    found = [(module, vars(module)["flash_attention"]) for module in modules if "flash_attention" in vars(module)]
+    """Wherever these modules have a kernel for attention, it is scaled dot-product attention until the end."""
+    found = [(vars(module), name) for module in modules for name in KERNELS if name in vars(module)]
+    own = [names[name] for names, name in found]
     try:
-        for module, _ in found:
-            vars(module)["flash_attention"] = flash_attention
+        for names, name in found:
+            names[name] = flash_attention
         yield
     finally:
-        for module, own in found:
-            vars(module)["flash_attention"] = own
+        for (names, name), kernel in zip(found, own, strict=True):
+            names[name] = kernel
 
 
 class _Run(torch.nn.Module):

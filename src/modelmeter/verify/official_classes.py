@@ -14,6 +14,7 @@ import torch
 
 from modelmeter.stage import Reference
 from modelmeter.verify.official_names import (
+    ANIMATE_TRANSFORMER,
     IMAGE_ENCODER,
     TEXT_ENCODER,
     TRANSFORMER,
@@ -50,16 +51,20 @@ def official_class(reference: Reference) -> OfficialClass:
 
 
 def run_transformer(model: Any, reference: Reference, inputs: Inputs) -> object:
-    """``WanModel`` and ``VaceWanModel``, which take lists of videos and of texts."""
+    """``WanModel`` and those that derive from it, which take lists of videos and of texts."""
     latents, timestep, text = (inputs[name] for name in ("hidden_states", "timestep", "encoder_hidden_states"))
     given: dict[str, Any] = {"x": list(latents), "t": timestep, "context": list(text)}
-    if reference.arguments["model_type"] in ("i2v", "flf2v"):  # the images come apart from the noise
+    # the images come apart from the noise; the class of Animate takes no type
+    if reference.arguments.get("model_type", "i2v") in ("i2v", "flf2v"):
         noise = reference.arguments["out_dim"]
         given |= {"x": list(latents[:, :noise]), "y": list(latents[:, noise:])}
     if "encoder_hidden_states_image" in inputs:
         given["clip_fea"] = inputs["encoder_hidden_states_image"]
     if "control_hidden_states" in inputs:
         given["vace_context"] = list(inputs["control_hidden_states"])
+    if "pose_hidden_states" in inputs:
+        given["pose_latents"] = inputs["pose_hidden_states"]
+        given["face_pixel_values"] = inputs["face_pixel_values"]
     if timestep.ndim == 2 and len(latents) == 1:
         given["t"] = timestep[:, 0]  # the model of Wan2.2 itself gives it to every token, though of one video only
     patches = zip(latents.shape[2:], reference.arguments["patch_size"], strict=True)
@@ -95,8 +100,14 @@ CLASSES: Mapping[tuple[str, str], OfficialClass] = {
     ("wan.modules.vace_model", "VaceWanModel"): OfficialClass(
         run_transformer, lambda _: VACE_TRANSFORMER, attention=True
     ),
+    ("wan.modules.animate.model_animate", "WanAnimateModel"): OfficialClass(
+        run_transformer, lambda _: ANIMATE_TRANSFORMER, attention=True
+    ),
     ("wan.modules.t5", "umt5_xxl"): OfficialClass(run_text_encoder, lambda _: TEXT_ENCODER),
     ("wan.modules.clip", "XLMRobertaCLIP.visual"): OfficialClass(
+        run_image_encoder, lambda _: IMAGE_ENCODER, attention=True
+    ),
+    ("wan.modules.animate.clip", "XLMRobertaCLIP.visual"): OfficialClass(
         run_image_encoder, lambda _: IMAGE_ENCODER, attention=True
     ),
     ("wan.modules.vae", "WanVAE_"): WAN_VAE,

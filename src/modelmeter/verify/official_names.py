@@ -82,6 +82,43 @@ VACE_TRANSFORMER: Names = {
     "vace_blocks.*.after_proj": "vace_blocks.*.proj_out",
 }
 
+# -- wan/modules/animate: WanAnimateModel --------------------------------------------------------------------------
+
+#: Blocks that halve the picture from 512 rows to 4: a constant of the official class.
+MOTION_BLOCKS = 7
+#: A blur, a convolution and an activation are one module here.
+MOTION_BLOCK = {
+    **{"conv1.0": "conv1", "conv1.1": "conv1.act_fn"},
+    **{"conv2.0": "conv2", "conv2.1": "conv2", "conv2.2": "conv2.act_fn"},
+    **{"skip.0": "conv_skip", "skip.1": "conv_skip"},
+}
+MOTION = {
+    "enc.net_app.convs.0.0": "conv_in",
+    "enc.net_app.convs.0.1": "conv_in.act_fn",
+    **{
+        path: answer
+        for i in range(MOTION_BLOCKS)
+        for path, answer in below(f"enc.net_app.convs.{i + 1}", f"res_blocks.{i}", MOTION_BLOCK).items()
+    },
+    f"enc.net_app.convs.{MOTION_BLOCKS + 1}": "conv_out",
+    "enc.fc.*": "motion_network.*",
+    "dec.direction": "",
+}
+ANIMATE_TRANSFORMER: Names = {
+    **TRANSFORMER,
+    "pose_patch_embedding": "pose_patch_embedding",
+    **below("motion_encoder", "motion_encoder", MOTION),
+    "face_encoder": "face_encoder",  # its padding
+    **{f"face_encoder.{conv}.conv": f"face_encoder.{conv}" for conv in ("conv1_local", "conv2", "conv3")},
+    "face_encoder.out_proj": "face_encoder.out_proj",
+    "face_adapter.fuser_blocks.*": "face_adapter.*",
+    "face_adapter.fuser_blocks.*.linear1_q": "face_adapter.*.to_q",
+    "face_adapter.fuser_blocks.*.linear1_kv": "face_adapter.*.to_k + face_adapter.*.to_v",
+    "face_adapter.fuser_blocks.*.linear2": "face_adapter.*.to_out",
+    "face_adapter.fuser_blocks.*.q_norm": "face_adapter.*.norm_q",
+    "face_adapter.fuser_blocks.*.k_norm": "face_adapter.*.norm_k",
+}
+
 # -- wan/modules/t5.py: T5Encoder ----------------------------------------------------------------------------------
 
 T5_ATTENTION = {"": "", "q": "q", "k": "k", "v": "v", "o": "o"}

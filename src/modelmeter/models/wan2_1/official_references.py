@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from modelmeter.stage import Reference
 
 Config = Mapping[str, Any]
 
-#: What the official ``WanModel`` is built with, and after it what ``VaceWanModel`` has besides.
+#: What the official ``WanModel`` is built with, of which ``WanAnimateModel`` has no type; and ``VaceWanModel`` besides.
 WAN_MODEL = (
     *("model_type", "patch_size", "text_len", "in_dim", "dim", "ffn_dim", "freq_dim", "text_dim", "out_dim"),
     *("num_heads", "num_layers", "qk_norm", "cross_attn_norm", "eps"),
-    *("vace_layers", "vace_in_dim"),
 )
+VACE = ("vace_layers", "vace_in_dim")
 
 
 def official_references(config: Config, repository: str) -> dict[str, Reference]:
@@ -26,14 +26,18 @@ def official_references(config: Config, repository: str) -> dict[str, Reference]
     def official(file: str, name: str, arguments: Config, method: str = "forward") -> Reference:
         return Reference(f"wan.modules.{file}", name, arguments, method=method, repository=repository)
 
-    vace = config["transformer"]["model_type"] == "vace"
-    file, name = ("vace_model", "VaceWanModel") if vace else ("model", "WanModel")
-    found = {
-        "text_encoder": official("t5", "umt5_xxl", _text_encoder(config["text_encoder"])),
-        "transformer": official(file, name, _transformer(config["transformer"])),
-    }
+    vendor = config["transformer"]
+    found = {"text_encoder": official("t5", "umt5_xxl", _text_encoder(config["text_encoder"]))}
+    if "motion_encoder_dim" in vendor:
+        names = *WAN_MODEL[1:], "motion_encoder_dim"
+        found["transformer"] = official("animate.model_animate", "WanAnimateModel", _transformer(vendor, names))
+    elif vendor["model_type"] == "vace":
+        found["transformer"] = official("vace_model", "VaceWanModel", _transformer(vendor, (*WAN_MODEL, *VACE)))
+    else:
+        found["transformer"] = official("model", "WanModel", _transformer(vendor, WAN_MODEL))
     if "image_encoder" in config:
-        found["image_encoder"] = official("clip", "XLMRobertaCLIP.visual", _image_encoder(config["image_encoder"]))
+        file = "clip" if repository == "Wan2.1" else "animate.clip"
+        found["image_encoder"] = official(file, "XLMRobertaCLIP.visual", _image_encoder(config["image_encoder"]))
     if not config["vae_tiling"]:
         vae = config["vae"]
         file = "vae2_2" if vae["is_residual"] else "vae" if repository == "Wan2.1" else "vae2_1"
@@ -42,9 +46,9 @@ def official_references(config: Config, repository: str) -> dict[str, Reference]
     return found
 
 
-def _transformer(vendor: Config) -> dict[str, Any]:
+def _transformer(vendor: Config, names: Sequence[str]) -> dict[str, Any]:
     """The configuration is the vendor's own, but for what a local model may say beside it."""
-    arguments = {name: vendor[name] for name in WAN_MODEL if name in vendor}
+    arguments = {name: vendor[name] for name in names if name in vendor}
     return {**arguments, "patch_size": tuple(vendor["patch_size"])}
 
 
