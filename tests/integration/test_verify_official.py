@@ -443,6 +443,13 @@ def test_words_that_do_not_go_together_are_bad_input(checkout: Callable[[str], P
         verify_small(path, device="cpu")
 
 
+def test_a_model_without_official_classes_is_bad_input(checkout: Callable[[str], Path]) -> None:
+    """A model whose vendor's code has no table here is refused by name, with a checkout or without."""
+    for path in (str(checkout("Wan2.1")), None):
+        with pytest.raises(InputError, match="^reference=official: allowed is another kind for ltx-video-2b$"):
+            verify([mm.load("ltx-video-2b")], ("layers",), reference="official", official_path=path)
+
+
 # -- what a run leaves behind ------------------------------------------------------------------------------------
 
 

@@ -128,6 +128,8 @@ def _checkout(jobs: Sequence[Job], path: str | None) -> tuple[Checkout, list[Job
     except ImportError as error:
         raise _not_installed(error) from None
     found = {job.model.id: _official(job.model) for job in jobs}
+    if not any(found.values()):
+        raise InputError("reference", OFFICIAL, f"another kind for {' and '.join(found)}")
     repository = find_repository(path, [each.repository for references in found.values() for each in references])
     own = {model for model, references in found.items() if any(each.repository == repository for each in references)}
     checkout = Checkout(Path(path or ""), repository, [each for model in own for each in found[model]])
