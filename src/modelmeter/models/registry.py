@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from modelmeter.errors import choice
 from modelmeter.models.ltx_video.pipeline import LTX_PIPELINE
 from modelmeter.models.wan2_1.pipeline import WAN_IMAGE_TO_VIDEO_PIPELINE, WAN_PIPELINE, WAN_VACE_PIPELINE
+from modelmeter.models.wan2_2.animate_pipeline import WAN_ANIMATE_PIPELINE
 from modelmeter.models.wan2_2.pipeline import (
     WAN2_2_IMAGE_TO_VIDEO_PIPELINE,
     WAN2_2_PIPELINE,
@@ -19,6 +20,7 @@ PIPELINES: Mapping[str, Pipeline] = {
     "WanPipeline": WAN_PIPELINE,
     "WanImageToVideoPipeline": WAN_IMAGE_TO_VIDEO_PIPELINE,
     "WanVACEPipeline": WAN_VACE_PIPELINE,
+    "WanAnimatePipeline": WAN_ANIMATE_PIPELINE,
     "Wan2_2Pipeline": WAN2_2_PIPELINE,
     "Wan2_2ImageToVideoPipeline": WAN2_2_IMAGE_TO_VIDEO_PIPELINE,
     "Wan2_2TextImageToVideoPipeline": WAN2_2_TEXT_IMAGE_TO_VIDEO_PIPELINE,

@@ -16,9 +16,10 @@ from typing import Any
 from modelmeter.api import Model
 from modelmeter.config import applied
 from modelmeter.errors import InputError, UnavailableError
+from modelmeter.models.wan2_2.animate_pipeline import whole_video
 from modelmeter.stage import Pipeline, Plan
 from modelmeter.verify.compare import Check, Progress, Row, match
-from modelmeter.verify.real_pipelines import CLASSES, VACE, Config, class_name, kind_of, recorded, video_of
+from modelmeter.verify.real_pipelines import ANIMATE, CLASSES, VACE, Config, class_name, kind_of, recorded, video_of
 from modelmeter.verify.settings import Tolerance
 from modelmeter.workload import Workload
 
@@ -31,13 +32,24 @@ TINY: Mapping[str, Mapping[str, Any]] = {
     "image_encoder": {"intermediate_size": 32, "num_hidden_layers": 1},
 }
 TINY_VACE_LAYERS = (0,)
+#: As small as the motion and the face encoder can be.
+TINY_ANIMATE: Mapping[str, Any] = {
+    "motion_encoder_size": 16,
+    "motion_encoder_channel_sizes": {"4": 8, "8": 8, "16": 8},
+    "motion_style_dim": 8,
+    "motion_dim": 4,
+    "motion_encoder_dim": 8,
+    "face_encoder_hidden_dim": 8,
+    "face_encoder_num_heads": 2,
+    "inject_face_latents_blocks": 1,
+}
 #: What a configuration says beside the components: models that differ in no more than this run once.
 DESCRIPTIVE = (
     *("id", "title", "aliases", "source", "default_workload", "workloads", "workload_keys"),
     *("official", "official_720p", "vendor", "verify_run", "local", "transformer_2"),
 )
 #: Most of a workload that is kept: a larger one says nothing more about the calls.
-MOST = {"batch_size": 2, "text_len": 512, "num_reference_images": 2}
+MOST = {"batch_size": 2, "text_len": 512, "num_reference_images": 2, "num_clips": 2}
 #: Most steps that are run: of one transformer, and of two experts that share them.
 FEW_STEPS, MANY_STEPS = 5, 50
 #: Frames of a small video, before those by which the count is off 4n + 1; and its sides, in tokens.
@@ -124,8 +136,8 @@ def varied(config: Config, video: Workload) -> dict[str, Workload]:
     """A small workload with one thing changed at a time, by what was changed: all that decides about calls."""
     text_len = video.text_len if "image_encoder" in config else SHORT_TEXT
     few = replace(video, num_frames=FRAMES, num_inference_steps=FEW_STEPS, text_len=text_len)
-    # a video between two images has one frame and four at least
-    fewest = 5 if config["transformer"]["model_type"] == "flf2v" else 1
+    # a video between two images has one frame and four at least, and so has a clip that begins with the last of another
+    fewest = 5 if config["transformer"]["model_type"] == "flf2v" or video.num_clips is not None else 1
     changes: list[dict[str, Any]] = [
         {"guidance_scale": 1.0 if video.guidance_passes == 2 else 5.0},
         {"num_frames": fewest},
@@ -140,6 +152,8 @@ def varied(config: Config, video: Workload) -> dict[str, Workload]:
         changes.append({"task": "t2v" if video.task == "i2v" else "i2v"})
     if video.num_reference_images is not None:
         changes.append({"num_reference_images": 0 if video.num_reference_images else 2})
+    if video.num_clips is not None:
+        changes.append({"num_clips": 3 - video.num_clips})
     return {", ".join(f"{key}={value}" for key, value in change.items()): replace(few, **change) for change in changes}
 
 
@@ -151,6 +165,8 @@ def tiny(config: Config) -> dict[str, Any]:
     parts = {part: {**config[part], **sizes} for part, sizes in TINY.items() if part in config}
     if "vace_layers" in config["transformer"]:
         parts["transformer"]["vace_layers"] = list(TINY_VACE_LAYERS)
+    if CLASSES[config["pipeline"]] == ANIMATE:
+        parts["transformer"] |= TINY_ANIMATE
     others = {key: value for key, value in config.items() if key not in DESCRIPTIVE}
     return {**others, "implementation": "diffusers", **parts}
 
@@ -165,7 +181,8 @@ def planned(family: Pipeline, config: Config, plan: Plan) -> Counter[str]:
             inputs = components[stage.component].entry(method).inputs(**call.dims)
             calls[kind_of(stage.id, inputs)] += call.times
     video = plan.workload
-    calls[video_of((video.batch_size, video.num_frames, 3, video.height, video.width))] += 1
+    frames = video.num_frames if video.num_clips is None else whole_video(video)
+    calls[video_of((video.batch_size, frames, 3, video.height, video.width))] += 1
     return +calls  # without those that are made no time, as of an expert that has no steps
 
 

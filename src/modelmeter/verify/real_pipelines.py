@@ -19,10 +19,11 @@ import transformers
 from PIL import Image
 
 from modelmeter.models.registry import pipeline
+from modelmeter.models.wan2_2.animate_pipeline import whole_video
 from modelmeter.nn import Tensor
 from modelmeter.stage import Reference
 from modelmeter.verify.transformers_models import build_image_encoder, build_text_encoder
-from modelmeter.workload import Workload
+from modelmeter.workload import Workload, round_frames
 
 Config = Mapping[str, Any]
 
@@ -31,11 +32,12 @@ CLASSES: Mapping[str, str] = {
     "WanPipeline": "WanPipeline",
     "WanImageToVideoPipeline": "WanImageToVideoPipeline",
     "WanVACEPipeline": "WanVACEPipeline",
+    "WanAnimatePipeline": "WanAnimatePipeline",
     "Wan2_2Pipeline": "WanPipeline",
     "Wan2_2ImageToVideoPipeline": "WanImageToVideoPipeline",
     "Wan2_2TextImageToVideoPipeline": "WanPipeline",
 }
-IMAGE_TO_VIDEO, VACE = "WanImageToVideoPipeline", "WanVACEPipeline"
+IMAGE_TO_VIDEO, VACE, ANIMATE = "WanImageToVideoPipeline", "WanVACEPipeline", "WanAnimatePipeline"
 #: By stage the component and its method that the pipeline calls.
 CALLED: Mapping[str, tuple[str, str]] = {
     "text_encoder": ("text_encoder", "forward"),
@@ -165,6 +167,12 @@ def asked(config: Config, video: Workload) -> dict[str, Any]:
         found["reference_images"] = [image] * (video.num_reference_images or 0) or None
         if video.num_frames % 4 == 1:  # else the pipeline rounds, and makes an empty video of that many frames
             found["video"] = [Image.new("RGB", (video.width, video.height))] * video.num_frames
+    if kind == ANIMATE:
+        found["segment_frame_length"] = found.pop("num_frames")
+        rounded, _ = round_frames(video, "rounded")
+        # neither has the size that runs
+        driving = [Image.new("RGB", (40, 24))] * whole_video(rounded)
+        found |= {"image": image, "pose_video": driving, "face_video": driving}
     return found
 
 

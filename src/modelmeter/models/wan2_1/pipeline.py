@@ -41,6 +41,11 @@ def difference(config: Config, name: str) -> Any:
 
 def components(config: Config) -> dict[str, Component]:
     """The modules of the pipeline by component id, weights in the dtypes that diffusers loads."""
+    return {**encoders(config), "transformer": transformer(config)}
+
+
+def encoders(config: Config) -> dict[str, Component]:
+    """All components but the diffusion transformer."""
     for name in ("text_encoder", "image_encoder", "vae"):
         check_component(name, config.get(name, {}))
     text_encoder = UMT5EncoderModel(**config["text_encoder"])
@@ -52,7 +57,7 @@ def components(config: Config) -> dict[str, Component]:
         found["image_encoder"] = image_encoder
     vae = AutoencoderKLWan(**config["vae"])
     vae.to(DTYPES[config["vae_precision"]])
-    return {**found, "vae": vae, "transformer": transformer(config)}
+    return {**found, "vae": vae}
 
 
 def transformer(config: Config) -> Component:
@@ -94,10 +99,23 @@ def references(config: Config, repository: str = "Wan2.1") -> dict[str, dict[str
         repository: of the vendor, which has the official classes.
     """
     arguments = transformer_arguments(config["transformer"], image_encoder="image_encoder" in config)
-    encoders = "modelmeter.verify.transformers_models"
     vace = "vace_layers" in arguments
     real = Reference("diffusers", "WanVACETransformer3DModel" if vace else "WanTransformer3DModel", arguments)
     real = replace(real, dtype="bfloat16")
+    found = {
+        **encoder_references(config, repository),
+        "transformer": {"diffusers": real, "official": official_references(config, repository)["transformer"]},
+    }
+    plain = not vace and "image_dim" not in arguments and difference(config, "timesteps") == "per_sample"
+    if plain:
+        mirrors = "modelmeter.models.wan2_1.scripts.verify._reference_modules"
+        found["transformer"]["modules"] = Reference(mirrors, "RefWan2_1DiffusionCore", arguments, MIRRORED)
+    return found
+
+
+def encoder_references(config: Config, repository: str) -> dict[str, dict[str, Reference]]:
+    """The real classes of all stages but the diffusion transformer's; arguments as those of :func:`references`."""
+    encoders = "modelmeter.verify.transformers_models"
     vae = Reference("diffusers", "AutoencoderKLWan", config["vae"], method="decode")
     if config["vae_tiling"]:
         vae = replace(vae, package="modelmeter.verify.vae_models", name="build_tiled_vae")
@@ -106,19 +124,15 @@ def references(config: Config, repository: str = "Wan2.1") -> dict[str, dict[str
             "diffusers": Reference(encoders, "build_text_encoder", config["text_encoder"], dtype="bfloat16")
         },
         "vae_encode": {"diffusers": replace(vae, method="encode")},
-        "transformer": {"diffusers": real},
         "vae_decode": {"diffusers": vae},
     }
     if "image_encoder" in config:
         found["image_encoder"] = {
             "diffusers": Reference(encoders, "build_image_encoder", image_encoder_arguments(config))
         }
-    plain = not vace and "image_dim" not in arguments and difference(config, "timesteps") == "per_sample"
-    if plain:
-        mirrors = "modelmeter.models.wan2_1.scripts.verify._reference_modules"
-        found["transformer"]["modules"] = Reference(mirrors, "RefWan2_1DiffusionCore", arguments, MIRRORED)
     for stage, official in official_references(config, repository).items():
-        found[stage]["official"] = official
+        if stage in found:
+            found[stage]["official"] = official
     return found
 
 
@@ -132,8 +146,11 @@ def blocks(config: Config) -> Blocks:
 # -- stages ------------------------------------------------------------------------------------------------------
 
 
-def prepared(config: Config, video: Workload) -> tuple[Workload, Geometry, list[str]]:
+def prepared(config: Config, video: Workload, *, reference_frames: int = 0) -> tuple[Workload, Geometry, list[str]]:
     """What really runs, its geometry, and what the reader has to know.
+
+    Args:
+        reference_frames: latent frames before the video.
 
     Raises:
         InputError: a size that the model cannot run.
@@ -141,11 +158,11 @@ def prepared(config: Config, video: Workload) -> tuple[Workload, Geometry, list[
     video, warnings = round_frames(video, difference(config, "num_frames"))
     if video.flow_shift is None:
         video = replace(video, flow_shift=difference(config, "flow_shift"))
-    geometry = token_grid(config).geometry(video, reference_frames=video.num_reference_images or 0)
+    geometry = token_grid(config).geometry(video, reference_frames=reference_frames)
     padding = difference(config, "text_padding")
     if padding not in ("text_len", video.text_len):
         warnings.append(f"text_len={video.text_len}: the official code pads every prompt to {padding} tokens")
-    if config["implementation"] == "official" and video.guidance_passes == 1:
+    if video.guidance_passes == 1 and difference(config, "unguided_passes") == 2:
         warnings.append(
             f"guidance_scale={video.guidance_scale:g}: counted as one forward a step; "
             "the official loop runs two whatever the scale"
@@ -196,13 +213,13 @@ def vae_stage(id: str, *calls: Call) -> Stage:
     return Stage(id=id, component="vae", calls=calls)
 
 
-def decode_stage(config: Config, video: Workload, geometry: Geometry) -> Stage:
-    """All latent frames of the video to pixels."""
+def decode_stage(config: Config, video: Workload, geometry: Geometry, times: int = 1) -> Stage:
+    """All latent frames of the video to pixels, ``times`` times."""
     sizes = video.batch_size, geometry.latent_frames, geometry.latent_height, geometry.latent_width
     if config["vae_tiling"]:
         stride = config["vae"]["scale_factor_spatial"]
-        return vae_stage("vae_decode", tiled_decode_call(*sizes, 1, scale_factor_spatial=stride))
-    return vae_stage("vae_decode", decode_call(*sizes, 1))
+        return vae_stage("vae_decode", tiled_decode_call(*sizes, times, scale_factor_spatial=stride))
+    return vae_stage("vae_decode", decode_call(*sizes, times))
 
 
 def encoded(config: Config, batch: int, frames: int, geometry: Geometry, times: int = 1) -> Call:
@@ -232,8 +249,7 @@ def plan_text_to_video(config: Config, video: Workload) -> Plan:
 def plan_image_to_video(config: Config, video: Workload) -> Plan:
     """As text to video, with the image (or the first and last) encoded by CLIP and, as a whole video, by the VAE."""
     kind = config["transformer"]["model_type"]
-    if video.text_len != TEXT_TOKENS_WITH_IMAGES:
-        raise InputError("text_len", video.text_len, f"exactly {TEXT_TOKENS_WITH_IMAGES} for a model with image tokens")
+    check_text_len(video)
     video, geometry, warnings = prepared(config, video)
     if kind == "flf2v" and video.num_frames < FEWEST_FRAMES_BETWEEN:
         raise InputError("num_frames", video.num_frames, f"at least {FEWEST_FRAMES_BETWEEN} between two images")
@@ -249,6 +265,16 @@ def plan_image_to_video(config: Config, video: Workload) -> Plan:
     return Plan(workload=video, geometry=geometry, stages=stages, warnings=tuple(warnings))
 
 
+def check_text_len(video: Workload) -> None:
+    """Refuse a text that would not be told from the image tokens before it.
+
+    Raises:
+        InputError: another length than the one that both implementations take for granted.
+    """
+    if video.text_len != TEXT_TOKENS_WITH_IMAGES:
+        raise InputError("text_len", video.text_len, f"exactly {TEXT_TOKENS_WITH_IMAGES} for a model with image tokens")
+
+
 def encode_whole_video(config: Config, geometry: Geometry) -> Stage:
     """The image followed by empty frames, all of which are encoded; once for all videos of a batch."""
     return vae_stage("vae_encode", encoded(config, 1, geometry.latent_frames, geometry))
@@ -262,7 +288,7 @@ def dropped_frames(video: Workload) -> list[str]:
 
 def plan_vace(config: Config, video: Workload) -> Plan:
     """As text to video, with the inactive and the reactive video and every reference image encoded first."""
-    video, geometry, warnings = prepared(config, video)
+    video, geometry, warnings = prepared(config, video, reference_frames=video.num_reference_images or 0)
     encodes = [encoded(config, video.batch_size, geometry.latent_frames, geometry, times=2)]
     if video.num_reference_images:
         encodes.append(encoded(config, 1, 1, geometry, times=video.batch_size * video.num_reference_images))

@@ -14,8 +14,9 @@ def qr(x: Tensor) -> Tensor:
 
     Example:
         >>> from modelmeter.nn import float32, trace_function
-        >>> trace_function(qr, Tensor((12, 3), float32)).ops[0].outputs
-        (Spec(shape=(12, 3), dtype=float32), Spec(shape=(3, 3), dtype=float32))
+        >>> op = trace_function(qr, Tensor((12, 3), float32)).ops[0]
+        >>> [spec.shape for spec in op.outputs], op.flops, op.vector_flops
+        ([(12, 3), (3, 3)], 0, 396)
     """
     rows, columns = x.shape
     strides = (1, rows)  # column after column, as LAPACK leaves it
