@@ -46,6 +46,7 @@ RUNS: list[tuple[str, str, dict[str, Any], int]] = [
     ("wan2.2-i2v-a14b", "official-720p", {}, 525_145_914_417_381_376),
     ("wan2.2-ti2v-5b", "official-720p", {}, 54_086_305_542_864_896),
     ("wan2.2-ti2v-5b", "official-720p", {"task": "i2v"}, 54_090_521_840_091_136),
+    ("wan2.2-animate-14b", "official-720p", {}, 133_492_862_215_556_096),
 ]
 #: One forward of the diffusion transformer at 480x832 and 720x1280 (704x1280 with 121 frames), and its parameters,
 #: from the same measurements.
@@ -86,7 +87,7 @@ def test_forwards_cost_what_was_measured(
 def test_every_module_of_every_component_is_equal() -> None:
     """At the official 480p size, every module of every component of the family equals the real class at full size."""
     names = ["wan2.1-i2v-14b-480p", "wan2.1-flf2v-14b", "wan2.1-vace-1.3b", "wan2.1-vace-14b"]
-    names += ["wan2.2-t2v-a14b", "wan2.2-i2v-a14b", "wan2.2-ti2v-5b"]
+    names += ["wan2.2-t2v-a14b", "wan2.2-i2v-a14b", "wan2.2-ti2v-5b", "wan2.2-animate-14b"]
     result = verify([mm.load(name) for name in names], ("layers",), workload="official-480p")
     assert result.failures == ()
     assert {row.model for row in result.rows} == set(names)

@@ -22,7 +22,7 @@ from modelmeter.verify.run import ALL, KINDS, verify
 #: One model of every diffusion transformer that diffusers has.
 MODELS = [
     *("wan2.1-t2v-1.3b", "wan2.1-i2v-14b-480p", "wan2.1-flf2v-14b", "wan2.1-vace-1.3b"),
-    *("wan2.2-t2v-a14b", "wan2.2-i2v-a14b", "wan2.2-ti2v-5b"),
+    *("wan2.2-t2v-a14b", "wan2.2-i2v-a14b", "wan2.2-ti2v-5b", "wan2.2-animate-14b"),
 ]
 SHALLOW = {
     "transformer.num_layers": 2,
@@ -41,6 +41,8 @@ def load(name: str, keys: dict[str, Any]) -> mm.Model:
     more: dict[str, Any] = {}
     if "vace_layers" in plain["transformer"]:
         more["transformer.vace_layers"] = [0, keys["transformer.num_layers"] - 1]
+    if "inject_face_latents_blocks" in plain["transformer"]:
+        more["transformer.inject_face_latents_blocks"] = 1
     if "image_encoder" in plain:
         more["image_encoder.num_hidden_layers"] = 2
     if plain["vae"]["decoder_base_dim"] is not None:

@@ -38,6 +38,7 @@ STAGES = {
     "wan2.2-t2v-a14b": EXPERTS,
     "wan2.2-i2v-a14b": EXPERTS | {"vae_encode"},
     "wan2.2-ti2v-5b": TEXT_TO_VIDEO | {"vae_encode"},
+    "wan2.2-animate-14b": IMAGE_TO_VIDEO,
 }
 
 
@@ -71,7 +72,7 @@ def test_every_call_of_the_real_pipeline_is_planned(model: str) -> None:
 
 
 def test_what_is_varied_decides_about_calls() -> None:
-    """Guidance, one frame, frames that are rounded, two videos, the shift, the task and reference images all vary."""
+    """Guidance, one frame, rounded frames, two videos, the shift, the task, reference images and clips all vary."""
     changes = [
         change
         for name in STAGES
@@ -79,6 +80,7 @@ def test_what_is_varied_decides_about_calls() -> None:
     ]
     assert set(changes) == {
         "guidance_scale=1.0",
+        "guidance_scale=5.0",
         "num_frames=1",
         "num_frames=5",
         "num_frames=8",
@@ -87,6 +89,7 @@ def test_what_is_varied_decides_about_calls() -> None:
         "num_inference_steps=40, flow_shift=12.0",
         "task=i2v",
         "num_reference_images=2",
+        "num_clips=2",
     }
 
 

@@ -48,7 +48,8 @@ SHALLOW = ["transformer.num_layers=2", "text_encoder.num_layers=1"]
 @pytest.fixture(scope="module")
 def models() -> dict[str, mm.Model]:
     """Every pipeline, shallow, loaded once."""
-    own = {"wan2.1-vace-1.3b": ["transformer.vace_layers=[0,1]"], "wan2.1-vace-14b": ["transformer.vace_layers=[0,1]"]}
+    own = {name: ["transformer.vace_layers=[0,1]"] for name in ("wan2.1-vace-1.3b", "wan2.1-vace-14b")}
+    own["wan2.2-animate-14b"] = ["transformer.inject_face_latents_blocks=1"]
     parts = {entry.id: compose(entry) for entry in registry()}
     shallow = {name: [text for text in SHALLOW if text.partition(".")[0] in parts[name]] for name in MODELS}
     return {name: mm.load(name, *shallow[name], *own.get(name, [])) for name in MODELS}

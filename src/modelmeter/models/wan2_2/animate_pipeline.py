@@ -74,7 +74,7 @@ def _check_sizes(vendor: Mapping[str, Any]) -> None:
 
 
 def components(config: Config) -> dict[str, Component]:
-    """As the image-to-video pipeline of Wan2.1, with another transformer, under either implementation diffusers'."""
+    """As the image-to-video pipeline of Wan2.1, with the transformer of diffusers under both implementations."""
     transformer = WanAnimateTransformer3DModel(**animate_arguments(config["transformer"]))
     transformer.to(Policy.of(config).dtype, keep_in_fp32=ANIMATE_KEEP_IN_FP32)
     return {**wan2_1.encoders(config), "transformer": transformer}
