@@ -69,11 +69,13 @@ class Call:
         forwards: what runs in one call; a VAE runs several, chunk by chunk.
         times: how often the pipeline makes the call.
         dims: sizes of the whole input.
+        in_order: the forwards follow one another as in the call; otherwise they are its parts in another order.
     """
 
     forwards: tuple[Forward, ...]
     times: int
     dims: Mapping[str, int]
+    in_order: bool = True
 
 
 def single(dims: Mapping[str, int], times: int) -> Call:

@@ -75,6 +75,17 @@ def test_every_stage_is_that_of_the_real_class(name: str) -> None:
         assert rows[place] == rows[f"{stage}:peak_bytes"] > 0
 
 
+@pytest.mark.parametrize("name", ["wan2.1-vace-1.3b", "wan2.2-ti2v-5b"])
+def test_a_tiled_vae_is_the_real_one(name: str) -> None:
+    """Tile by tile peaks, their places, features, and what every operator moves are the real ones, seams included."""
+    keys = {"vae_tiling": True, "height": 320, "width": 480, "vae.base_dim": 4}
+    task = {"task": "i2v"} if "ti2v" in name else {}
+    result = verified(name, **keys, **task, num_frames=9, batch_size=1)
+    assert result.failures == ()
+    assert {row.stage for row in result.rows} >= {"vae_encode", "vae_decode"}
+    assert any(row.id == "vae_decode:bytes_written.copy_" and row.reference > 0 for row in result.rows)
+
+
 def test_memory_runs_only_when_named() -> None:
     """It is no part of ``all``, and has one reference on one device."""
     assert set(KINDS) - set(ALL) == {"memory"}

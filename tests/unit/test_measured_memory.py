@@ -17,6 +17,7 @@ from modelmeter.compiled import compile_forward
 from modelmeter.models.common.image_encoder import CLIPVisionModel
 from modelmeter.models.common.text_encoder import UMT5EncoderModel
 from modelmeter.models.common.vae import AutoencoderKLWan, decode_call, encode_call
+from modelmeter.models.common.vae_tiles import tiled_decode_call, tiled_encode_call
 from modelmeter.models.wan2_1.architecture import transformer_arguments
 from modelmeter.models.wan2_1.transformer import KEEP_IN_FP32, Wan2_1DiTModel
 from modelmeter.nn import Cache
@@ -331,6 +332,30 @@ VAES: list[tuple[Any, ...]] = [
         9_055_003_184,
     ),
 ]
+ENCODED = ("encoder.down_blocks.0.conv1", "constant_pad_nd")
+#: One call of the Wan2.1 VAE in float32 with tiles of the default sizes.
+TILED: list[tuple[Any, ...]] = [
+    ("decode", (21, 60, 104), "", "clamp", 1_813_487_616, 2_931_619_919_364, 2_392_968_773_040),
+    (
+        "encode",
+        (21, 60, 104),
+        "encoder.down_blocks.0.conv1",
+        "constant_pad_nd",
+        946_643_968,
+        1_784_514_096_496,
+        1_451_010_716_704,
+    ),
+    ("decode", (21, 90, 160), "", "clamp", 4_180_377_600, 6_683_376_316_560, 5_487_084_616_896),
+    (
+        "encode",
+        (21, 90, 160),
+        "encoder.down_blocks.0.conv1",
+        "constant_pad_nd",
+        976_233_472,
+        4_063_234_613_568,
+        3_326_991_389_184,
+    ),
+]
 #: One forward of the encoders at their full size: 512 tokens of text, or one image.
 UMT5_XXL = {"vocab_size": 256384, "d_model": 4096, "d_kv": 64, "d_ff": 10240, "num_layers": 24, "num_heads": 64}
 ENCODERS: list[tuple[Any, ...]] = [
@@ -455,6 +480,15 @@ def test_vaes_hold_and_move_what_was_measured(
 ) -> None:
     """One call of the VAEs, over all its chunks."""
     assert forms(vae(family, precision), call_of(method, sizes)) == (module, op, peak, read, written)
+
+
+@pytest.mark.parametrize(("method", "sizes", "module", "op", "peak", "read", "written"), TILED)
+def test_tiled_vaes_hold_and_move_what_was_measured(
+    method: str, sizes: tuple[int, int, int], module: str, op: str, peak: int, read: int, written: int
+) -> None:
+    """One tiled call, from the closed forms of its tiles, seams and rows."""
+    call = {"decode": tiled_decode_call, "encode": tiled_encode_call}[method](1, *sizes, 1, scale_factor_spatial=8)
+    assert forms(vae("wan2.1", "float32"), call) == (module, op, peak, read, written)
 
 
 @pytest.mark.parametrize(("kind", "precision", "masked", "module", "op", "peak", "read", "written"), ENCODERS)

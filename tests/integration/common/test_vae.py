@@ -149,7 +149,8 @@ def tiled_call_of(config: Mapping[str, Any], method: Method, sizes: Sizes) -> Ca
     """The same call, tiled."""
     stride = config.get("scale_factor_spatial", 8)
     if method == "decode":
-        return tiled_decode_call(*sizes, 1, scale_factor_spatial=stride)
+        cut = {"patch_size": config.get("patch_size"), "out_channels": config.get("out_channels", 3)}
+        return tiled_decode_call(*sizes, 1, scale_factor_spatial=stride, **cut)
     return tiled_encode_call(*sizes, 1, scale_factor_spatial=stride, patch_size=config.get("patch_size"))
 
 

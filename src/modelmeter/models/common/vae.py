@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from modelmeter.models.common.vae_blocks import WanDecoder3d, WanEncoder3d
 from modelmeter.models.common.vae_layers import conv_1
 from modelmeter.models.common.vae_parts import Decode, Encode
+from modelmeter.models.common.vae_tile_parts import Tiles
 from modelmeter.stage import Call, Component, Forward
 
 
@@ -72,9 +73,13 @@ class AutoencoderKLWan(Component):
             out_channels,
             is_residual=is_residual,
         )
+        decode = Decode(self.post_quant_conv, self.decoder, self.patch_size)
+        encode = Encode(self.encoder, self.quant_conv, self.patch_size, self.stride)
         self.parts = {
-            **Decode(self.post_quant_conv, self.decoder, self.patch_size).parts("decode"),
-            **Encode(self.encoder, self.quant_conv, self.patch_size, self.stride).parts("encode"),
+            **decode.parts("decode"),
+            **encode.parts("encode"),
+            **Tiles(decode).parts("decode"),
+            **Tiles(encode).parts("encode"),
         }
 
     def entry(self, label: str) -> Component:

@@ -228,9 +228,12 @@ class Encode(Direction):
 
     def first_chunk(self, source: Tensor) -> tuple[Tensor, Features]:
         features = Cache[str]()
-        if self.patch_size != 1:
-            source = patchify(source, self.patch_size)
+        source = self.patched(source)
         return self.encoder(source[:, :, :1], features), features
+
+    def patched(self, x: Tensor) -> Tensor:
+        """Squares of pixels as channels, where the VAE takes them so."""
+        return x if self.patch_size == 1 else patchify(x, self.patch_size)
 
     def coded(self, source: Tensor, features: Features) -> Tensor:
         return self.encoder(source[:, :, 1 : 1 + CHUNK_FRAMES], features)
@@ -240,7 +243,10 @@ class Encode(Direction):
 
     def moments(self, source: Tensor, video: Tensor, chunk: Tensor | None, features: Features) -> tuple[Tensor, ...]:
         """Moments of all latents, and what their distribution derives at once."""
-        moments = self.quantised(source, video, chunk, features)
+        return self.derived(self.quantised(source, video, chunk, features))
+
+    def derived(self, moments: Tensor) -> tuple[Tensor, ...]:
+        """Moments, and what ``DiagonalGaussianDistribution`` derives from them at once."""
         mean, logvar = moments.chunk(2, dim=1)
         logvar = F.clamp(logvar, -30.0, 20.0)
         std = F.exp(0.5 * logvar)

@@ -217,8 +217,8 @@ def decode_stage(config: Config, video: Workload, geometry: Geometry, times: int
     """All latent frames of the video to pixels, ``times`` times."""
     sizes = video.batch_size, geometry.latent_frames, geometry.latent_height, geometry.latent_width
     if config["vae_tiling"]:
-        stride = config["vae"]["scale_factor_spatial"]
-        return vae_stage("vae_decode", tiled_decode_call(*sizes, times, scale_factor_spatial=stride))
+        cut = {key: config["vae"][key] for key in ("scale_factor_spatial", "patch_size", "out_channels")}
+        return vae_stage("vae_decode", tiled_decode_call(*sizes, times, **cut))
     return vae_stage("vae_decode", decode_call(*sizes, times))
 
 
@@ -226,9 +226,8 @@ def encoded(config: Config, batch: int, frames: int, geometry: Geometry, times: 
     """A video of that many latent frames encoded, ``times`` times."""
     sizes = batch, frames, geometry.latent_height, geometry.latent_width
     if config["vae_tiling"]:
-        vae = config["vae"]
-        strides = {"scale_factor_spatial": vae["scale_factor_spatial"], "patch_size": vae["patch_size"]}
-        return tiled_encode_call(*sizes, times, **strides)
+        keys = ("scale_factor_spatial", "patch_size", "in_channels", "z_dim")
+        return tiled_encode_call(*sizes, times, **{key: config["vae"][key] for key in keys})
     return encode_call(*sizes, times)
 
 
