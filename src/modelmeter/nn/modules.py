@@ -109,7 +109,8 @@ def _call(trace: Trace, module: Module, args: tuple[Any, ...], kwargs: dict[str,
     known: dict[int, int] = {}
     taken = _key(args, known), _key(tuple(kwargs.items()), known)
     key = (_signature(trace, module), *taken, current_autocast())
-    caches = [value for value in (*args, *kwargs.values()) if isinstance(value, Cache)]
+    # what a call may change: caches, and lists of tensors that it is handed and may take out
+    caches = [value for value in (*args, *kwargs.values()) if isinstance(value, Cache | list)]
     cached = _cached_bytes(trace, caches)
     memo = None if caches else trace.memo  # what changes a cache has to run
     if memo is not None and key in memo:
@@ -159,8 +160,8 @@ def _key(value: Any, known: dict[int, int]) -> object:
     return value
 
 
-def _cached_bytes(trace: Trace, caches: Sequence[Cache[Any]]) -> Dim:
-    """Bytes that the running forward holds through its caches."""
+def _cached_bytes(trace: Trace, caches: Sequence[Cache[Any] | list[Any]]) -> Dim:
+    """Bytes that the running forward holds through its caches and what it is handed."""
     held = {id(s): s.nbytes for s in _storages(caches) if s.trace is trace}
     return sum(held.values())
 

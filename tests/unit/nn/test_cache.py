@@ -87,3 +87,34 @@ def test_a_tensor_outside_a_trace_is_no_resident() -> None:
     """Only a running forward can count what is alive."""
     with pytest.raises(RuntimeError, match="outside a trace"):
         nn.resident(X)
+
+
+def test_a_list_hands_a_tensor_over() -> None:
+    """A module that takes a tensor out of a list frees it, where one that is given the tensor does not."""
+
+    class Twice(nn.Module):
+        def forward(self, x: nn.Tensor | list[nn.Tensor]) -> nn.Tensor:
+            tensor = x.pop() if isinstance(x, list) else x
+            del x
+            tensor = F.exp(tensor)
+            return F.exp(tensor)
+
+    class Caller(nn.Module):
+        def __init__(self, *, handed: bool) -> None:
+            self.twice, self.handed = Twice(), handed
+
+        def forward(self, x: nn.Tensor) -> nn.Tensor:
+            x = F.exp(x)
+            if not self.handed:
+                return self.twice(x)
+            given = [x]
+            del x
+            return self.twice(given)
+
+    size = 4 * 6
+    lives = {}
+    for handed in (False, True):
+        body = nn.trace(Caller(handed=handed), nn.Tensor((2, 3), nn.float32)).body
+        (call,) = body.calls
+        lives[handed] = [call.live + op.live for op in call.body.ops]
+    assert lives == {False: [2 * size, 3 * size], True: [2 * size, 2 * size]}

@@ -25,6 +25,7 @@ class AutoencoderKLWan(Component):
         is_residual: the levels of Wan2.2.
         in_channels, out_channels: channels of a frame, patches included.
         patch_size: rows and columns of pixels that are taken as channels.
+        flat: the levels of a decoder that is not residual are one list of layers, as in the official class.
         scale_factor_temporal, scale_factor_spatial: what tiling and pipelines take as the strides.
 
     Example:
@@ -49,6 +50,7 @@ class AutoencoderKLWan(Component):
         patch_size: int | None = None,
         scale_factor_temporal: int = 4,
         scale_factor_spatial: int = 8,
+        flat: bool = False,
     ) -> None:
         self.patch_size = patch_size
         self.stride = 2 ** (len(dim_mult) - 1) * (patch_size or 1)
@@ -72,6 +74,7 @@ class AutoencoderKLWan(Component):
             temperal_downsample[::-1],
             out_channels,
             is_residual=is_residual,
+            flat=flat,
         )
         decode = Decode(self.post_quant_conv, self.decoder, self.patch_size)
         encode = Encode(self.encoder, self.quant_conv, self.patch_size, self.stride)

@@ -196,18 +196,23 @@ class WanResidualUpBlock(Module):
 
 
 class WanUpBlock(Module):
-    """A level of the decoder of Wan2.1: residual blocks and an upsampler that halves the channels."""
+    """A level of the decoder of Wan2.1: residual blocks and an upsampler that halves the channels.
+
+    ``x`` in a list is handed over: no caller holds it while the level runs.
+    """
 
     def __init__(self, in_dim: int, out_dim: int, num_res_blocks: int, *, upsample_mode: str | None) -> None:
         self.resnets = _residual_blocks(in_dim, out_dim, num_res_blocks + 1)
         self.upsamplers = None if upsample_mode is None else ModuleList([WanResample(out_dim, mode=upsample_mode)])
 
-    def forward(self, x: Tensor, features: Features, *, first_chunk: bool) -> Tensor:
+    def forward(self, x: Tensor | list[Tensor], features: Features, *, first_chunk: bool) -> Tensor:
+        tensor = x.pop() if isinstance(x, list) else x
+        del x
         for resnet in self.resnets:
-            x = resnet(x, features)
+            tensor = resnet(tensor, features)
         if self.upsamplers is not None:
-            x = self.upsamplers[0](x, features)
-        return x
+            tensor = self.upsamplers[0](tensor, features)
+        return tensor
 
 
 class WanDecoder3d(Module):
@@ -220,6 +225,7 @@ class WanDecoder3d(Module):
         temperal_upsample: for each level but the last whether it doubles the frames.
         out_channels: channels of a frame, before unpatchifying.
         is_residual: levels as in Wan2.2.
+        flat: the layers of all levels follow each other in one list, so that nothing holds the input of a level.
     """
 
     def __init__(
@@ -232,7 +238,9 @@ class WanDecoder3d(Module):
         out_channels: int,
         *,
         is_residual: bool,
+        flat: bool = False,
     ) -> None:
+        self.flat = flat and not is_residual
         self.nonlinearity = SiLU()
         dims = [dim * multiple for multiple in (dim_mult[-1], *reversed(dim_mult))]
         self.conv_in = conv_3(z_dim, dims[0])
@@ -255,7 +263,12 @@ class WanDecoder3d(Module):
         x = convolved(self.conv_in, x, features)
         x = self.mid_block(x, features)
         for up_block in self.up_blocks:
-            x = up_block(x, features, first_chunk=first_chunk)
+            if self.flat:
+                handed = [x]
+                del x
+                x = up_block(handed, features, first_chunk=first_chunk)
+            else:
+                x = up_block(x, features, first_chunk=first_chunk)
         x = self.norm_out(x)
         x = self.nonlinearity(x)
         x = convolved(self.conv_out, x, features)

@@ -55,7 +55,7 @@ def encoders(config: Config) -> dict[str, Component]:
         image_encoder = CLIPVisionModel(**image_encoder_arguments(config))
         image_encoder.to(DTYPES[difference(config, "image_encoder_weights")])
         found["image_encoder"] = image_encoder
-    vae = AutoencoderKLWan(**config["vae"])
+    vae = AutoencoderKLWan(**config["vae"], flat=difference(config, "vae_decoder") == "flat")
     vae.to(DTYPES[config["vae_precision"]])
     return {**found, "vae": vae}
 
