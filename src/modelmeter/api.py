@@ -175,9 +175,7 @@ class Model:
         loaded = {}
         for name, module in self.components.items():
             if name in TRANSFORMERS:
-                # the official code loads all weights in one dtype, whatever it runs them in
-                dtype = policy.dtype if policy.implementation == "official" else None
-                loaded[name] = weights(module, policy.format, dtype=dtype, lora_rank=policy.lora_rank)
+                loaded[name] = weights(module, policy.format, lora_rank=policy.lora_rank)
             else:
                 loaded[name] = weights(module, idle=idle if name == "image_encoder" else 0)
         return loaded

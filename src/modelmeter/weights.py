@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 
-from modelmeter.nn import DType, Linear, Module, Parameter
+from modelmeter.nn import Linear, Module, Parameter
 from modelmeter.policy import Format
 
 
@@ -52,11 +52,10 @@ def block_of(path: str) -> str | None:
     return found[1] if found else None
 
 
-def weight_sizes(component: Module, dtype: DType | None, format: Format | None, lora_rank: int) -> dict[int, int]:
+def weight_sizes(component: Module, format: Format | None, lora_rank: int) -> dict[int, int]:
     """Bytes of each tensor of weights by its identity, those of an adapter with the matrix that it adapts.
 
     Args:
-        dtype: of all weights, where it is not their own.
         format: of the matrices of the linear layers inside blocks; all else keeps its dtype.
         lora_rank: of adapters beside those layers, in their dtype; 0 for none.
     """
@@ -64,9 +63,8 @@ def weight_sizes(component: Module, dtype: DType | None, format: Format | None, 
     sizes = {}
     for _, weight in component.named_parameters():
         matrix = id(weight) in matrices
-        stored = weight if dtype is None else Parameter(weight.shape, dtype)
-        adapter = lora_rank * sum(_shape(stored)) * stored.dtype.itemsize if matrix else 0
-        sizes[id(weight)] = stored_bytes(stored, format if matrix else None) + adapter
+        adapter = lora_rank * sum(_shape(weight)) * weight.dtype.itemsize if matrix else 0
+        sizes[id(weight)] = stored_bytes(weight, format if matrix else None) + adapter
     return sizes
 
 
@@ -102,7 +100,6 @@ def weights(
     component: Module,
     format: Format | None = None,
     *,
-    dtype: DType | None = None,
     lora_rank: int = 0,
     idle: int = 0,
 ) -> Weights:
@@ -110,7 +107,6 @@ def weights(
 
     Args:
         format: of the matrices of the linear layers inside blocks; all else keeps its dtype.
-        dtype: of all weights, where it is not their own.
         lora_rank: of adapters beside those layers; 0 for none.
         idle: bytes of what is loaded with the component and never runs.
 
@@ -119,7 +115,7 @@ def weights(
         >>> len(weights(Wan2_1DiTModel(num_layers=3)).blocks)
         3
     """
-    sizes = weight_sizes(component, dtype, format, lora_rank)
+    sizes = weight_sizes(component, format, lora_rank)
     by_module: dict[str, int] = {}
     blocks: dict[str, int] = {}
     params: dict[str | None, int] = {None: 0}
