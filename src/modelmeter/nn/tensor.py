@@ -251,6 +251,10 @@ class Tensor:
         """Overwrite in place; the storage stays."""
         launch_in_place("copy_", "copy", self, (source,), reads_target=False)
 
+    def fill_(self, value: Scalar) -> None:
+        """One number in every element, in place; the storage stays."""
+        launch_in_place("fill_", "copy", self, (), reads_target=False)
+
     def add_(self, other: Tensor) -> None:
         """Add in place; the storage stays."""
         launch_in_place("add_", "elementwise", self, (other,), reads_target=True)

@@ -32,6 +32,7 @@ from modelmeter.nn.functional.copies import (
     linspace,
     new_ones,
     new_zeros,
+    ones,
     ones_like,
     pad,
     replication_pad1d,
@@ -39,6 +40,7 @@ from modelmeter.nn.functional.copies import (
     upsample_nearest_exact,
     view_as_complex,
     view_as_real,
+    zeros,
     zeros_like,
 )
 from modelmeter.nn.functional.factorizations import qr
@@ -81,6 +83,7 @@ __all__ = [
     "new_ones",
     "new_zeros",
     "normalize",
+    "ones",
     "ones_like",
     "pad",
     "qr",
@@ -99,5 +102,6 @@ __all__ = [
     "view_as_real",
     "weight_norm",
     "where",
+    "zeros",
     "zeros_like",
 ]

@@ -117,6 +117,16 @@ def linspace(start: float, end: float, steps: int) -> Tensor:
     return launch("linspace", "copy", (), (steps,), float32)
 
 
+def zeros(shape: Sequence[Dim], dtype: DType) -> Tensor:
+    """Zeros; writes only."""
+    return launch("zeros", "copy", (), tuple(shape), dtype)
+
+
+def ones(shape: Sequence[Dim], dtype: DType) -> Tensor:
+    """Ones; writes only."""
+    return launch("ones", "copy", (), tuple(shape), dtype)
+
+
 def new_zeros(like: Tensor, shape: Sequence[Dim]) -> Tensor:
     """Zeros of another shape in the dtype of a tensor; writes only."""
     return launch("new_zeros", "copy", (), tuple(shape), like.dtype)

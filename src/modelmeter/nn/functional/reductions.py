@@ -25,16 +25,16 @@ def mean(x: Tensor, dim: int, *, keepdim: bool) -> Tensor:
     return launch("mean", "reduction", (x,), shape, x.dtype, vector_flops=x.numel() + x.numel() // size)
 
 
-def sum(x: Tensor, dim: int) -> Tensor:
-    """Sum along one dimension: one addition per element.
+def sum(x: Tensor, dim: int, *, keepdim: bool = False) -> Tensor:
+    """Sum along one dimension, which autocast asks for in float32: one addition per element.
 
     Example:
-        >>> from modelmeter.nn import float32, trace_function
-        >>> trace_function(sum, Tensor((2, 3, 4), float32), 1).outputs.shape
+        >>> from modelmeter.nn import trace_function
+        >>> trace_function(lambda x: sum(x, 1, keepdim=False), Tensor((2, 3, 4), float32)).outputs.shape
         (2, 4)
     """
     dim %= x.ndim
-    shape = (*x.shape[:dim], *x.shape[dim + 1 :])
+    shape = (*x.shape[:dim], *((1,) if keepdim else ()), *x.shape[dim + 1 :])
     return launch("sum", "reduction", (x,), shape, _accumulated(x), vector_flops=x.numel())
 
 
