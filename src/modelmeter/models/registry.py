@@ -13,6 +13,7 @@ from modelmeter.models.wan2_2.pipeline import (
     WAN2_2_PIPELINE,
     WAN2_2_TEXT_IMAGE_TO_VIDEO_PIPELINE,
 )
+from modelmeter.models.wan2_2.s2v_pipeline import WAN2_2_SPEECH_TO_VIDEO_PIPELINE
 from modelmeter.stage import Pipeline
 
 PIPELINES: Mapping[str, Pipeline] = {
@@ -24,6 +25,7 @@ PIPELINES: Mapping[str, Pipeline] = {
     "Wan2_2Pipeline": WAN2_2_PIPELINE,
     "Wan2_2ImageToVideoPipeline": WAN2_2_IMAGE_TO_VIDEO_PIPELINE,
     "Wan2_2TextImageToVideoPipeline": WAN2_2_TEXT_IMAGE_TO_VIDEO_PIPELINE,
+    "Wan2_2SpeechToVideoPipeline": WAN2_2_SPEECH_TO_VIDEO_PIPELINE,
 }
 
 

@@ -61,8 +61,14 @@ XLSR_53: Arguments = {
     "num_conv_pos_embeddings": 128,
     "num_conv_pos_embedding_groups": 16,
 }
-#: Sizes of recordings of 5 and 10 seconds at 16 kHz.
-SECONDS_5, SECONDS_10 = ({"batch": 1, **audio_dims(1, 16_000 * n, (400, 320))} for n in (5, 10))
+
+
+def recording(batch: int, samples: int) -> Dims:
+    """Sizes of recordings."""
+    return audio_dims(batch, samples, token_span(XLSR_53["conv_kernel"], XLSR_53["conv_stride"]))
+
+
+SECONDS_5, SECONDS_10 = recording(1, 80_000), recording(1, 160_000)
 
 
 class Encoder(NamedTuple):
@@ -368,8 +374,8 @@ def test_the_real_class_makes_the_mask_that_ours_takes() -> None:
         (TEXT, {**UMT5_XXL, "num_layers": 2, "masked": False}, [{"batch": n, "text_len": 512} for n in (2, 3, 65536)]),
         (TEXT, {**UMT5_XXL, "num_layers": 2}, [{"batch": 1, "text_len": n} for n in (2, 226, 512, 65536)]),
         (IMAGE, {**CLIP_VIT_H, "num_hidden_layers": 2}, [{"batch": n} for n in (2, 3, 65536)]),
-        (AUDIO, {**XLSR_53, "num_hidden_layers": 2}, [{**SECONDS_5, "tokens": n} for n in (2, 3, 249, 1_000_000)]),
-        (AUDIO, {**XLSR_53, "num_hidden_layers": 2}, [{**SECONDS_5, "batch": n, "rest_samples": 7} for n in (2, 9)]),
+        (AUDIO, {**XLSR_53, "num_hidden_layers": 2}, [recording(1, 320 * n + 87) for n in (2, 3, 249, 1_000_000)]),
+        (AUDIO, {**XLSR_53, "num_hidden_layers": 2}, [recording(n, 16_000 * n) for n in (2, 9)]),
     ],
     ids=["text", "text, no mask", "text, one prompt", "image", "audio", "audio, several"],
 )

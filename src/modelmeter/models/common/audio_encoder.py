@@ -10,7 +10,7 @@ Shapes: B recordings, N samples, T tokens (one every 20 ms), C channels of the c
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import prod
 
 from modelmeter.models.common.audio_layers import (
@@ -155,12 +155,10 @@ class Wav2Vec2ForCTC(Component):
     Example:
         >>> from modelmeter.nn import trace
         >>> model = Wav2Vec2ForCTC(hidden_size=64, intermediate_size=128, num_hidden_layers=2)
-        >>> logits, hidden_states = trace(model, **model.inputs(batch=1, tokens=249, rest_samples=240)).outputs
-        >>> logits.shape, len(hidden_states), model.inputs(batch=1, tokens=249, rest_samples=240)["input_values"].shape
-        ((1, 249, 33), 3, (1, 80000))
+        >>> logits, hidden_states = trace(model, **model.inputs(batch=1, samples=80_000)).outputs
+        >>> logits.shape, len(hidden_states)
+        ((1, 249, 33), 3)
     """
-
-    literals = ("rest_samples",)
 
     def __init__(
         self,
@@ -211,10 +209,15 @@ class Wav2Vec2ForCTC(Component):
         return logits, outputs[2]
 
     def inputs(self, **dims: Dim) -> dict[str, Tensor]:
-        """What ``forward`` takes for ``batch`` recordings of ``tokens`` and ``rest_samples`` more, by name."""
+        """What ``forward`` takes for ``batch`` recordings of so many ``samples``, by name."""
+        return {"input_values": Tensor((dims["batch"], dims["samples"]), float32)}
+
+    def sizes(self, dims: Mapping[str, int]) -> dict[str, Dim]:
+        """``samples`` are so many ``tokens`` and a rest, which is a number also in closed forms."""
         first, step = self.span
-        samples = first + step * (dims["tokens"] - 1) + dims["rest_samples"]
-        return {"input_values": Tensor((dims["batch"], samples), float32)}
+        rest = dims["samples"] - first - step * (dims["tokens"] - 1)
+        found = super().sizes(dims)
+        return {**found, "samples": step * (found["tokens"] - 1) + first + rest}
 
 
 def token_span(kernels: Sequence[int], strides: Sequence[int]) -> tuple[int, int]:
@@ -233,11 +236,7 @@ def audio_dims(batch: int, samples: int, span: tuple[int, int]) -> dict[str, int
 
     Example:
         >>> audio_dims(1, 80_000, (400, 320))
-        {'batch': 1, 'tokens': 249, 'rest_samples': 240}
+        {'batch': 1, 'samples': 80000, 'tokens': 249}
     """
     first, step = span
-    return {
-        "batch": batch,
-        "tokens": (samples - first) // step + 1,
-        "rest_samples": (samples - first) % step,
-    }
+    return {"batch": batch, "samples": samples, "tokens": (samples - first) // step + 1}

@@ -41,7 +41,9 @@ def transformer_arguments(vendor: Mapping[str, Any], *, image_encoder: bool = Fa
         >>> transformer_arguments(compose(find("wan2.1-t2v-14b"))["transformer"])["attention_head_dim"]
         128
     """
-    _check_sizes(vendor)
+    check_sizes(vendor)
+    if vendor["model_type"] not in MODEL_TYPES:
+        raise choice("transformer.model_type", vendor["model_type"], MODEL_TYPES)
     heads, dim = vendor["num_heads"], vendor["dim"]
     added = {
         "image_dim": vendor.get("image_dim", IMAGE_DIM),
@@ -75,17 +77,23 @@ def max_positions(vendor: Mapping[str, Any]) -> int:
     return positions
 
 
-def _check_sizes(vendor: Mapping[str, Any]) -> None:
+def check_sizes(vendor: Mapping[str, Any], *further: str) -> None:
+    """Refuse sizes of a ``WanModel`` that no model can have.
+
+    Args:
+        further: keys of further sizes.
+
+    Raises:
+        InputError: names the key as a user sets it.
+    """
     sizes = ["in_dim", "dim", "ffn_dim", "freq_dim", "text_dim", "out_dim", "num_heads", "num_layers"]
     own = ["vace_in_dim", "image_dim", "pos_embed_seq_len", "rope_max_seq_len"]
-    for key in [*sizes, *(key for key in own if key in vendor)]:
+    for key in [*sizes, *further, *(key for key in own if key in vendor)]:
         _check(f"transformer.{key}", vendor[key], LARGEST.get(key, LARGEST_WIDTH))
     if len(vendor["patch_size"]) != 3:
         raise InputError("transformer.patch_size", vendor["patch_size"], "three sizes: frames, rows, columns")
     for patch in vendor["patch_size"]:
         _check("transformer.patch_size", patch, LARGEST["patch_size"])
-    if vendor["model_type"] not in MODEL_TYPES:
-        raise choice("transformer.model_type", vendor["model_type"], MODEL_TYPES)
     if vendor["qk_norm"] is not True:
         raise InputError("transformer.qk_norm", vendor["qk_norm"], "true for this model")
     if vendor["dim"] % vendor["num_heads"] or vendor["dim"] // vendor["num_heads"] % 2:

@@ -1,0 +1,1 @@
+"""Scripts of the Wan2.2 models."""
