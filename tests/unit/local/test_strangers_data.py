@@ -25,8 +25,8 @@ def refused(path: Path) -> str:
 
 
 def warned(path: Path) -> list[str]:
-    """What a report warns of, but for the layout and what is not modelled."""
-    warnings = mm.load(path).warnings[1:]
+    """What a report warns of, but for layout and absences; weights in the dtypes of diffusers."""
+    warnings = mm.load(path, "implementation=diffusers").warnings[1:]
     assert all(line.isprintable() for line in warnings)
     return [line for line in warnings if " is not modelled: " not in line]
 
@@ -256,7 +256,7 @@ def test_headers_that_lie_are_refused(data: bytes, why: str, make: Any, tmp_path
 def test_headers_are_held_against_the_configuration(make: Any, tmp_path: Path) -> None:
     """Weights with the parameters and dtypes of the model raise no warning; others say what they hold."""
     make.diffusers(tmp_path)
-    module = mm.load(tmp_path).components["transformer"]
+    module = mm.load(tmp_path, "implementation=diffusers").components["transformer"]
     names = {"bfloat16": "BF16", "float32": "F32"}
     right = {name: (names[w.dtype.name], list(w.shape)) for name, w in module.named_parameters()}
     assert len(right) > 20
