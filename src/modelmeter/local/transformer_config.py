@@ -85,6 +85,34 @@ DIFFUSERS_VACE: Mapping[str, Key] = {
     "added_kv_proj_dim": only(None),
     "pos_embed_seq_len": only(None),
 }
+#: What follows the face in Animate, and the defaults. Source: the signature of diffusers' class.
+ANIMATE: Mapping[str, Key] = {
+    "motion_encoder_dim": integer(512),
+    "motion_encoder_channel_sizes": only(None),
+    "motion_encoder_size": integer(512),
+    "motion_style_dim": integer(512),
+    "motion_dim": integer(20),
+    "motion_encoder_batch_size": integer(8),
+    "face_encoder_hidden_dim": integer(1024),
+    "face_encoder_num_heads": integer(4),
+    "inject_face_latents_blocks": integer(5),
+}
+#: Keys of the official ``WanAnimateModel``, which fixes the rest. Source: wan/modules/animate/model_animate.py of
+#: Wan2.2 at 42bf4cf.
+OFFICIAL_ANIMATE: Mapping[str, Key] = {
+    "model_type": only("i2v", "animate"),
+    "in_dim": integer(36),
+    "motion_encoder_dim": integer(512),
+    "use_img_emb": only(True),
+}
+#: Keys of diffusers' ``WanAnimateTransformer3DModel`` that ``WanTransformer3DModel`` does not have or has otherwise.
+DIFFUSERS_ANIMATE: Mapping[str, Key] = {
+    **ANIMATE,
+    "in_channels": integer(36),
+    "latent_channels": integer(16),
+    "image_dim": integer(1280),
+    "pos_embed_seq_len": only(None),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,6 +234,23 @@ def _diffusers_vace(file: str, found: Section) -> tuple[Section, bool | None]:
     return section | {"model_type": "vace"} | own, False
 
 
+def _official_animate(file: str, found: Section) -> tuple[Section, bool | None]:
+    """The image-to-video transformer, and the constants of what follows the face."""
+    section, _ = _official(file, found)
+    section.pop("use_img_emb")
+    constants = {key: kind.default for key, kind in ANIMATE.items()}
+    return {**constants, **section, "model_type": "i2v"}, True
+
+
+def _diffusers_animate(file: str, found: Section) -> tuple[Section, bool | None]:
+    """As :func:`_diffusers`, with what follows the face; the channels in are two latents and 4 of mask."""
+    section, _ = _diffusers(file, found)
+    if 2 * found["latent_channels"] + 4 != found["in_channels"]:
+        allowed = f"half of in_channels = {found['in_channels']} without the 4 of mask"
+        raise InputError(f"{file}:latent_channels", found["latent_channels"], allowed)
+    return section | {key: found[key] for key in ANIMATE}, True
+
+
 def _check_patch(file: str, found: Section) -> None:
     if len(found["patch_size"]) != 3:
         raise InputError(f"{file}:patch_size", found["patch_size"], "three sizes: frames, rows, columns")
@@ -219,4 +264,6 @@ CLASSES: Mapping[str, tuple[Mapping[str, Key], Read]] = {
     "VaceWanModel": ({**OFFICIAL, **OFFICIAL_VACE}, _official_vace),
     "WanTransformer3DModel": (DIFFUSERS, _diffusers),
     "WanVACETransformer3DModel": ({**DIFFUSERS, **DIFFUSERS_VACE}, _diffusers_vace),
+    "WanAnimateModel": ({**OFFICIAL, **OFFICIAL_ANIMATE}, _official_animate),
+    "WanAnimateTransformer3DModel": ({**DIFFUSERS, **DIFFUSERS_ANIMATE}, _diffusers_animate),
 }

@@ -135,6 +135,22 @@ def test_a_folder_that_is_read_wrongly_is_found(tmp_path: Path, monkeypatch: pyt
         assert_equal(mm.load(tmp_path, "implementation=diffusers"), {"transformer": read_by_the_real_class(tmp_path)})
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_random_animate_transformers_equal_the_real_class(seed: int, tmp_path: Path) -> None:
+    """6 folders of small Animate transformers, written by save_config, cost what the real class costs."""
+    draw = random.Random(seed)
+    arguments = transformer_arguments(draw, "i2v") | {"patch_size": (1, 2, 2), "rope_max_seq_len": 1024}
+    every = draw.randint(1, 2)
+    arguments |= {"num_layers": 2 * every, "inject_face_latents_blocks": every, "motion_dim": draw.randint(1, 9)}
+    arguments |= {"face_encoder_hidden_dim": 4 * draw.randint(1, 8), "motion_style_dim": draw.randint(8, 40)}
+    arguments |= {"motion_encoder_dim": draw.randint(8, 40), "motion_encoder_batch_size": draw.randint(1, 9)}
+    with META:
+        diffusers.WanAnimateTransformer3DModel(**arguments).save_config(tmp_path)
+    model = mm.load(tmp_path, "implementation=diffusers")
+    assert model.config["local"]["nearest"] == "wan2.2-animate-14b"
+    assert assert_equal(model, {"transformer": read_by_the_real_class(tmp_path)}) == 1
+
+
 def vae_arguments(draw: random.Random, *, residual: bool) -> dict[str, Any]:
     """Arguments of a small random VAE in the style of Wan2.1 or 2.2."""
     arguments: dict[str, Any] = {

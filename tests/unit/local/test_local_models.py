@@ -14,7 +14,7 @@ from modelmeter.models.registry import pipeline
 from modelmeter.verify.run import verify
 
 #: Classes of diffusers whose configuration is read.
-READ = ("WanTransformer3DModel", "WanVACETransformer3DModel")
+READ = ("WanTransformer3DModel", "WanVACETransformer3DModel", "WanAnimateTransformer3DModel")
 #: Keys that the vendor's config.json files have.
 PUBLISHED = ("dim", "eps", "ffn_dim", "freq_dim", "in_dim", "model_type", "num_heads", "num_layers", "out_dim")
 PUBLISHED += ("text_len", "vace_layers", "vace_in_dim")
@@ -53,15 +53,16 @@ def refused(path: Path, *overrides: str) -> str:
 
 
 def test_there_are_shipped_models_to_compare_with() -> None:
-    """The next tests compare all ten models of one transformer class or the other, and none of them vacuously."""
-    assert len(shipped()) >= 10
+    """The next tests compare all models of the transformer classes, and none of them vacuously."""
+    assert len(shipped()) >= 11
 
 
 @pytest.mark.parametrize("name", shipped())
 def test_a_shipped_model_is_found_again_in_its_official_layout(name: str, make: Any, tmp_path: Path) -> None:
     """From what the vendor publishes, transformer, pipeline, vendor defaults and totals are those of the model."""
     config = compose(find(name))
-    given = {"_class_name": "VaceWanModel" if "vace" in name else "WanModel"}
+    kinds = {"vace": "VaceWanModel", "animate": "WanAnimateModel"}
+    given = {"_class_name": next((kind for word, kind in kinds.items() if word in name), "WanModel")}
     given |= {key: config["transformer"][key] for key in PUBLISHED if key in config["transformer"]}
     places = ["high_noise_model", "low_noise_model"] if "boundary" in config else ["."]
     for place in places:
