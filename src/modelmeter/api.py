@@ -14,6 +14,7 @@ from modelmeter.errors import choice
 from modelmeter.estimate import Estimate, StageRun
 from modelmeter.local.model import LocalModel, is_path, read_model
 from modelmeter.models.registry import pipeline
+from modelmeter.nn import RMSNorm
 from modelmeter.policy import DTYPES, Policy, loading
 from modelmeter.stage import Call, Component, Forward, Pipeline, Plan, Stage
 from modelmeter.weights import Weights, weights
@@ -56,6 +57,10 @@ class Model:
     def components(self) -> dict[str, Component]:
         """Modules on shapes by component id."""
         found = self.pipeline.components(self.config)
+        for module in found.values():
+            for _, part in module.named_modules():
+                if isinstance(part, RMSNorm):
+                    part.fused = self.config["rms_norm"] == "fused"
         return {name: module for name, module in found.items() if name not in self.absent}
 
     @property

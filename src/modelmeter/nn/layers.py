@@ -141,7 +141,7 @@ class LayerNorm(Module):
 
 
 class RMSNorm(Module):
-    """RMS norm over the last dimension, with a weight.
+    """RMS norm over the last dimension, with a weight: one kernel, or its steps where ``fused`` is false.
 
     Example:
         >>> RMSNorm(128).params
@@ -149,12 +149,14 @@ class RMSNorm(Module):
     """
 
     def __init__(self, normalized_shape: int) -> None:
+        self.fused = True
         self.weight = Parameter((normalized_shape,), float32)
 
     def forward(self, x: Tensor) -> Tensor:
         (size,) = self.weight.shape
         assert isinstance(size, int)
-        return F.rms_norm(x, size, self.weight)
+        run = F.rms_norm if self.fused else F.decomposed_rms_norm
+        return run(x, size, self.weight)
 
 
 class GELU(Module):

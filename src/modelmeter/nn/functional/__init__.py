@@ -44,7 +44,7 @@ from modelmeter.nn.functional.copies import (
     zeros_like,
 )
 from modelmeter.nn.functional.factorizations import qr
-from modelmeter.nn.functional.norms import layer_norm, normalize, rms_norm, weight_norm
+from modelmeter.nn.functional.norms import decomposed_rms_norm, layer_norm, normalize, rms_norm, weight_norm
 from modelmeter.nn.functional.products import (
     conv,
     einsum,
@@ -63,6 +63,7 @@ __all__ = [
     "clamp_min",
     "conv",
     "cos",
+    "decomposed_rms_norm",
     "diag_embed",
     "einsum",
     "embedding",

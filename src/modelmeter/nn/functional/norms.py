@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from modelmeter.nn.autocast import raised
 from modelmeter.nn.dtype import float32
-from modelmeter.nn.functional.activations import clamp_min
-from modelmeter.nn.functional.reductions import vector_norm
+from modelmeter.nn.functional.activations import clamp_min, rsqrt
+from modelmeter.nn.functional.reductions import mean, vector_norm
 from modelmeter.nn.polynomial import Dim
-from modelmeter.nn.tensor import Tensor, launch
+from modelmeter.nn.tensor import Tensor, launch, launch_in_place
 from modelmeter.nn.tracing import Spec
 
 #: Per element: subtract the mean, square, scale by the inverse deviation, and two sums for the statistics.
@@ -61,6 +61,35 @@ def rms_norm(x: Tensor, normalized_shape: int, weight: Tensor | None) -> Tensor:
         scratch=(Spec((*x.shape[:-1], 1), float32),),
         vector_flops=(RMS_NORM_STEPS + len(affine)) * x.numel(),
     )
+
+
+def decomposed_rms_norm(x: Tensor, normalized_shape: int, weight: Tensor) -> Tensor:
+    """RMS norm over the last dimension step by step, in float32, as PyTorch below 2.8 runs it.
+
+    Source: ``_rms_norm`` of ``torch/_decomp/decompositions.py``; ``rms_norm_symint`` of
+    aten/src/ATen/native/layer_norm.cpp.
+
+    Example:
+        >>> from modelmeter.nn import trace_function
+        >>> x, w = Tensor((2, 8), float32), Tensor((8,), float32)
+        >>> [op.name for op in trace_function(lambda: decomposed_rms_norm(x, 8, w)).ops]
+        ['pow', 'mean', 'add_', 'rsqrt', 'mul', 'mul']
+    """
+    _normalized(x, normalized_shape)
+    upcasted = x.float()
+    inverse = _inverse_root(upcasted)
+    result = upcasted * inverse
+    result = result * weight
+    del upcasted  # freed before the cast back
+    return result.to(x.dtype)
+
+
+def _inverse_root(x: Tensor) -> Tensor:
+    """One over the root mean square of every row; the squares live as long as their C++ expression."""
+    squares = x**2
+    mean_square = mean(squares, -1, keepdim=True)
+    launch_in_place("add_", "elementwise", mean_square, (), reads_target=True)  # epsilon
+    return rsqrt(mean_square)
 
 
 def weight_norm(v: Tensor, g: Tensor) -> Tensor:
