@@ -259,6 +259,10 @@ class Tensor:
         """Add in place; the storage stays."""
         launch_in_place("add_", "elementwise", self, (other,), reads_target=True)
 
+    def clamp_(self, minimum: Scalar, maximum: Scalar) -> None:
+        """Hold every element between two numbers in place; the storage stays."""
+        launch_in_place("clamp_", "elementwise", self, (), reads_target=True)
+
     def __add__(self, other: Tensor | Scalar) -> Tensor:
         return pointwise("add", self, other)
 

@@ -263,6 +263,7 @@ ROWS = [
     Row("copy_, expanded", "B S 64, B 1 64", lambda f, x, y: (x.copy_(y.expand(*x.shape)), x)[1]),
     Row("add_", "i64: B S, i64: B S", lambda f, x, y: (x.add_(y), x)[1]),
     Row("add_, gaps, broadcast", "bf16: B S 64, bf16: 32", lambda f, x, y: (x[..., 0::2].add_(y), x)[1]),
+    Row("clamp_", "bf16: B S 64", lambda f, x: (x[..., 0::2].clamp_(-1.0, 1.0), x)[1]),
     Row("add_, itself", "B S", lambda f, x: (x.add_(x), x)[1]),
     Row("temporaries die with their last use", "B S 64", lambda f, x: (f.gelu(x * 2.0) + x).to(f.bfloat16)),
     *(row for name in UNARY for row in unary(name)),

@@ -33,6 +33,10 @@ class AutoencoderKLWan(Component):
         (126892531, 73295603)
     """
 
+    #: Classes of what another implementation runs differently.
+    decode_class: type[Decode] = Decode
+    encode_class: type[Encode] = Encode
+
     def __init__(
         self,
         *,
@@ -76,8 +80,8 @@ class AutoencoderKLWan(Component):
             is_residual=is_residual,
             flat=flat,
         )
-        decode = Decode(self.post_quant_conv, self.decoder, self.patch_size)
-        encode = Encode(self.encoder, self.quant_conv, self.patch_size, self.stride)
+        decode = self.decode_class(self.post_quant_conv, self.decoder, self.patch_size)
+        encode = self.encode_class(self.encoder, self.quant_conv, self.patch_size, self.stride)
         self.parts = {
             **decode.parts("decode"),
             **encode.parts("encode"),

@@ -11,6 +11,7 @@ from modelmeter.models.common.checks import check_component
 from modelmeter.models.common.image_encoder import CLIPVisionModel
 from modelmeter.models.common.text_encoder import UMT5EncoderModel
 from modelmeter.models.common.vae import AutoencoderKLWan, decode_call, encode_call
+from modelmeter.models.common.vae_official import WanVAE
 from modelmeter.models.common.vae_tiles import tiled_decode_call, tiled_encode_call
 from modelmeter.models.wan2_1.architecture import max_positions, transformer_arguments
 from modelmeter.models.wan2_1.official import WanModel
@@ -55,7 +56,9 @@ def encoders(config: Config) -> dict[str, Component]:
         image_encoder = CLIPVisionModel(**image_encoder_arguments(config))
         image_encoder.to(DTYPES[difference(config, "image_encoder_weights")])
         found["image_encoder"] = image_encoder
-    vae = AutoencoderKLWan(**config["vae"], flat=difference(config, "vae_decoder") == "flat")
+    # tiles are diffusers' own
+    vae_class = WanVAE if config["implementation"] == "official" and not config["vae_tiling"] else AutoencoderKLWan
+    vae = vae_class(**config["vae"], flat=difference(config, "vae_decoder") == "flat")
     vae.to(DTYPES[config["vae_precision"]])
     return {**found, "vae": vae}
 
