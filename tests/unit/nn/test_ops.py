@@ -36,12 +36,9 @@ THEIRS = SimpleNamespace(
         "scaled_dot_product_attention": lambda *args: F.scaled_dot_product_attention(*args),
         "layer_norm": lambda x, size, weight, bias: F.layer_norm(x, (size,), weight, bias),
         "rms_norm": lambda x, size, weight: F.rms_norm(x, (size,), weight),
-<<<<<<< HEAD
         "zeros": lambda shape, dtype: torch.zeros(shape, dtype=dtype, device="meta"),
         "ones": lambda shape, dtype: torch.ones(shape, dtype=dtype, device="meta"),
-=======
         "decomposed_rms_norm": lambda x, size, weight: STEP_BY_STEP(x, (size,), weight, 1e-6),
->>>>>>> 5d0c189 (Hold predictions against published run times; run RMS norm step by step on request)
         "weight_norm": lambda v, g: torch._weight_norm(v, g, v.ndim - 1),
         "upsample_nearest_exact": lambda x, scale: F.interpolate(x, scale_factor=scale, mode="nearest-exact"),
         "vector_norm": lambda x, dim: torch.linalg.vector_norm(x, dim=dim, keepdim=True),
