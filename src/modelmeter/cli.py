@@ -108,12 +108,19 @@ class Answer:
 @app.command("list", epilog="Example: modelmeter list models")
 def list_command(
     what: Annotated[Listing, typer.Argument(help="What to list.")] = Listing.models,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", help="Models: source, components, parameters, defaults.")
+    ] = False,
     format: Annotated[ListFormat, typer.Option("--format", help="Output format.")] = ListFormat.table,
     output: OutputFile = None,
 ) -> Answer:
     """List the models, the workload presets or the devices."""
-    from modelmeter.report.listing import LISTINGS
+    from modelmeter.report.listing import LISTINGS, list_models_verbose
 
+    if verbose and what is not Listing.models:
+        raise InputError("verbose", what.value, "models")
+    if verbose:
+        return Answer(list_models_verbose(format.value), output)
     return Answer(LISTINGS[what.value](format.value), output)
 
 

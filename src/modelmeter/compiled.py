@@ -64,7 +64,8 @@ class CompiledForward:
         return total_flops(self.body)
 
     @cached_property
-    def _sum(self) -> Dim:
+    def flops_form(self) -> Dim:
+        """Closed form of the FLOPs of the forward."""
         return sum(self.total.values(), start=0)
 
     def peak_forms(self, workspace: str = "none") -> tuple[Peak, ...]:
@@ -98,7 +99,7 @@ class CompiledForward:
     def flops(self, dims: Mapping[str, int]) -> int:
         """FLOPs of one forward at these sizes."""
         self._check(dims)
-        return evaluate(self._sum, dims)
+        return evaluate(self.flops_form, dims)
 
     def flops_by_kind(self, dims: Mapping[str, int]) -> dict[str, int]:
         """FLOPs of one forward at these sizes, by kind of operator."""

@@ -280,3 +280,21 @@ def test_the_table_is_plain_text_where_there_is_no_terminal() -> None:
     text = done.stdout.decode("ascii")
     assert "\x1b" not in text
     assert "652,992,567,022,616,576 FLOPs" in text
+
+
+def test_a_verbose_list_of_models_is_derived(capsys: pytest.CaptureFixture[str]) -> None:
+    """Source, components, parameters and the vendor's defaults of every model are those of the model itself."""
+    status, out, _ = run(["list", "models", "--verbose", "--format", "json"], capsys)
+    assert status == 0
+    listed = {row["id"]: row for row in json.loads(out)}
+    assert list(listed) == [entry.id for entry in registry()]
+    for name, row in listed.items():
+        model = mm.load(name)
+        assert row["components"] == {key: module.params for key, module in model.components.items()}
+        assert row["params"] == sum(row["components"].values()) > 0
+        assert row["source"] == model.source
+        preset = model.workload(row["default_workload"]).values
+        assert {key: row["vendor_defaults"][key] for key in ("num_frames", "num_inference_steps")}.items() <= preset.items()
+    status, out, _ = run(["list", "models", "--verbose"], capsys)
+    assert all(f"{row['params']:,}" in out for row in listed.values())
+    assert run(["list", "devices", "--verbose"], capsys)[0] == 2

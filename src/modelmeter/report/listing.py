@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from rich.table import Table
 
@@ -13,6 +14,7 @@ from modelmeter.devices import devices
 from modelmeter.report.output import Output
 
 MODEL_COLUMNS = ("id", "title", "aliases")
+VERBOSE_COLUMNS = (*MODEL_COLUMNS, "source", "components", "params", "default_workload", "vendor_defaults")
 DEVICE_COLUMNS = ("device", "aliases", "memory_gib", "bandwidth_tb_s", "bf16_tflops", "fp8_tflops", "verified")
 WORKLOAD_COLUMNS = ("workload", "model", "batch", "frames", "height", "width", "steps", "text", "guidance", "shift")
 
@@ -21,6 +23,20 @@ def list_models(format: str) -> Output:
     """Every model with its names."""
     rows = [(entry.id, entry.title, " ".join(entry.aliases)) for entry in registry()]
     return _listed(MODEL_COLUMNS, rows, format)
+
+
+def list_models_verbose(format: str) -> Output:
+    """Every model with where it comes from, what it is made of, and what the vendor runs when nothing is asked for."""
+    rows = []
+    for entry in registry():
+        model = load(entry.id)
+        components: Any = {name: module.params for name, module in model.components.items()}
+        params, vendor = sum(components.values()), model.config["vendor"]
+        if format == "table":
+            components, vendor = ", ".join(components), " ".join(f"{key}={value}" for key, value in vendor.items())
+        own = entry.id, entry.title, " ".join(entry.aliases), model.source
+        rows.append((*own, components, params, model.config["default_workload"], vendor))
+    return _listed(VERBOSE_COLUMNS, rows, format)
 
 
 def list_workloads(format: str) -> Output:
@@ -65,7 +81,9 @@ def _listed(columns: Sequence[str], rows: Sequence[Sequence[object]], format: st
         return json.dumps([dict(zip(columns, row, strict=True)) for row in rows], indent=1) + "\n"
     table = Table(*columns, box=None, pad_edge=False, header_style="bold")
     for row in rows:
-        table.add_row(*(str(cell) for cell in row))
+        table.add_row(
+            *(f"{cell:,}" if name == "params" else str(cell) for name, cell in zip(columns, row, strict=True))
+        )
     return table
 
 
