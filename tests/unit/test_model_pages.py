@@ -1,4 +1,4 @@
-"""The pages of docs/models: as the models are now, closed, with formulas that evaluate and a verification that passed."""
+"""The pages of docs/models are as the models are now; the contract shows code that is there."""
 
 import importlib.util
 import re
@@ -43,7 +43,9 @@ def test_a_verification_passed_and_says_on_what_and_when(name: str) -> None:
     """Every page has a date, the versions of the references, and a result that passed on numbers that are not zero."""
     text = (DOCS / "models" / f"{name}.md").read_text(encoding="utf-8").split("## Verification")[1]
     assert re.search(rf"`modelmeter verify layers -m {re.escape(name)}`, 20\d\d-\d\d-\d\d:", text)
-    found = re.search(r"^passed: ([\d,]+) numbers compared, ([\d,]+) of them not zero, equal; reference (.*)$", text, re.M)
+    found = re.search(
+        r"^passed: ([\d,]+) numbers compared, ([\d,]+) of them not zero, equal; reference (.*)$", text, re.M
+    )
     assert found is not None
     compared, nonzero = (int(number.replace(",", "")) for number in found.groups()[:2])
     assert compared > nonzero > 100
@@ -65,7 +67,7 @@ def test_printed_formulas_evaluate_to_the_total(name: str, preset: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_tables_are_closed(name: str) -> None:
-    """In every table of a page, FLOPs per call times calls are the FLOPs of a line, and the lines add up to the total."""
+    """In every table of a page, FLOPs per call times calls are those of a line, and lines add up to the total."""
     text = (DOCS / "models" / f"{name}.md").read_text(encoding="utf-8")
     tables = re.findall(r"^\| component \| parameters .*?\n\n", text, re.M | re.S)
     assert len(tables) == 2
@@ -75,3 +77,12 @@ def test_tables_are_closed(name: str) -> None:
         assert all(once * calls == flops for once, calls, flops in numbers)
         assert sum(flops for _, _, flops in numbers) == int(last[4].replace(",", ""))
         assert last[0] == "total"
+
+
+def test_the_contract_shows_code_that_is_there() -> None:
+    """Every piece of code of the worked example stands, line for line, in the file that is named above it."""
+    text = (DOCS / "adding-a-model.md").read_text(encoding="utf-8")
+    pieces = re.findall(r"^<!-- (\S+) -->\n```\w+\n(.*?)^```$", text, re.M | re.S)
+    assert len(pieces) == text.count("```") // 2 > 5
+    for file, code in pieces:
+        assert code in (DOCS.parent / file).read_text(encoding="utf-8"), f"{file} has no {code}"
