@@ -146,7 +146,7 @@ def page() -> str:
                 figures("as stated for the table and the device", official, None),
                 figures(
                     "as stated, peak in the transformer",
-                    [row for row in official if memory(row, "input").largest.id.startswith("transformer")],
+                    [row for row in official if memory(row, workspace_of(row)).largest.id.startswith("transformer")],
                     None,
                 ),
                 figures("as stated, without TI2V-5B", determined, None),

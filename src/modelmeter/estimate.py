@@ -12,7 +12,8 @@ from typing import Any
 from modelmeter.compiled import CompiledForward, inclusive
 from modelmeter.errors import choice, with_type
 from modelmeter.footprint import Memory, memory
-from modelmeter.policy import Policy, loading
+from modelmeter.nn import float32
+from modelmeter.policy import Policy, implementation, loading
 from modelmeter.stage import Component, Forward, Plan, Stage
 from modelmeter.traffic import NodeTraffic, Sums, merged, over_times
 from modelmeter.weights import Weights
@@ -166,7 +167,20 @@ class Estimate:
             self.loaded(),
             latents=(self.workload.batch_size, self.config["vae"]["z_dim"], *sizes),
             from_start=("transformer",) if at_start else (),
+            undivided_bytes=self._undivided_bytes,
         )
+
+    @property
+    def _undivided_bytes(self) -> int:
+        """Bytes of the timesteps of all tokens, which the official code embeds before it divides the tokens.
+
+        Every device holds the whole of what it takes its part of: ``e`` and the six of ``e0`` in float32.
+        Source: ``sp_dit_forward`` in wan/distributed/sequence_parallel.py of Wan2.2 at 42bf4cf.
+        """
+        if implementation(self.config) != "official" or loading(self.config, "timesteps") != "per_token":
+            return 0
+        width: int = self.config["transformer"]["dim"]
+        return self.workload.batch_size * self.geometry.tokens * 7 * width * float32.itemsize
 
     @cached_property
     def node_weights(self) -> Mapping[str, int]:

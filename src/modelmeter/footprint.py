@@ -89,6 +89,7 @@ def stage_memory(
     latent_bytes: int,
     before: Sequence[str],
     from_start: Sequence[str],
+    undivided_bytes: int,
 ) -> StageMemory:
     """What one stage needs.
 
@@ -97,6 +98,7 @@ def stage_memory(
         latent_bytes: of the latents of the run in float32.
         before: components of the stages up to this one.
         from_start: components that the official code moves to the device when it loads them.
+        undivided_bytes: of activations of a transformer that every device holds for all tokens.
     """
     own = loaded[stage.component]
     running = {path for _, _, form in forwards for path, _ in form.module.named_modules()}
@@ -104,16 +106,18 @@ def stage_memory(
     with_workspace, peak_path = highest_peak(forwards, policy.workspace)
     transformer = stage.component.startswith("transformer")
     devices = policy.gpus if transformer else 1  # only the transformers share the tokens; the rest runs on each device
-    activation = -(-plain // devices)
+    shared = undivided_bytes if devices > 1 else 0
+    activation = shared - (shared - plain) // devices
     elsewhere = stage.component == "text_encoder" and policy.text_encoder_device == "cpu"
     return StageMemory(
         id=stage.id,
         weights_bytes=sum(own.by_module.get(path, 0) for path in running),
         resident_bytes=resident_bytes(policy, loaded, stage.component, before, from_start=from_start),
         held_bytes=LATENTS_HELD * latent_bytes if stage.id in WITH_LATENTS else 0,
-        input_bytes=0 if elsewhere else input_bytes(stage, component),
+        # the latents that are decoded are among those that are held
+        input_bytes=0 if elsewhere or stage.id == "vae_decode" else input_bytes(stage, component),
         activation_peak_bytes=0 if elsewhere else activation,
-        workspace_bytes=0 if elsewhere else -(-with_workspace // devices) - activation,
+        workspace_bytes=0 if elsewhere else -((plain - with_workspace) // devices),
         dequantised_bytes=own.largest_matrix,
         peak_node=stage.path(peak_path),
     )
@@ -132,6 +136,7 @@ def memory(
     *,
     latents: tuple[int, ...],
     from_start: Sequence[str] = (),
+    undivided_bytes: int = 0,
 ) -> Memory:
     """What the stages of a run need, in order.
 
@@ -140,6 +145,7 @@ def memory(
         loaded: weights of every component by id.
         latents: sizes of the latents of the run.
         from_start: components that the official code moves to the device when it loads them.
+        undivided_bytes: of activations of a transformer that every device holds for all tokens.
     """
     held = prod(latents) * float32.itemsize
     stages = [
@@ -152,6 +158,7 @@ def memory(
             latent_bytes=held,
             before=[earlier.component for earlier, _, _ in parts[: i + 1]],
             from_start=from_start,
+            undivided_bytes=undivided_bytes,
         )
         for i, (stage, forwards, component) in enumerate(parts)
     ]

@@ -64,6 +64,7 @@ LOADING: Mapping[str, Any] = {
     "image_encoder_weights": "fp32",
     "image_encoder_idle_params": 0,
     "transformer_on_device": "while_running",
+    "timesteps": "per_sample",
 }
 
 

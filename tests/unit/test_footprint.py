@@ -6,6 +6,7 @@ import pytest
 
 import modelmeter as mm
 from modelmeter.footprint import Memory, StageMemory
+from modelmeter.report.document import document
 from modelmeter.residency import BLOCKS_IN_FLIGHT, LATENTS_HELD
 
 GIB = 2**30
@@ -168,3 +169,49 @@ def test_memory_is_found_when_asked_for() -> None:
 def test_the_official_decoder_holds_no_input_of_a_level(name: str, workload: str, peak: int) -> None:
     """Peaks of the official VAE as an allocation tracker measured them."""
     assert stages(memory(name, workload=workload))["vae_decode"].activation_peak_bytes == peak
+
+
+def test_devices_share_the_activations_of_the_transformer() -> None:
+    """Tokens are divided; what Wan2.2 embeds of the timesteps of all tokens, seven widths in float32, is not."""
+    one = stages(memory("wan2.1-t2v-14b"))["transformer"].activation_peak_bytes
+    eight = stages(memory("wan2.1-t2v-14b", "gpus=8"))["transformer"].activation_peak_bytes
+    assert eight == -(-one // 8)
+    one = stages(memory("wan2.2-t2v-a14b"))["transformer"].activation_peak_bytes
+    eight = stages(memory("wan2.2-t2v-a14b", "gpus=8"))["transformer"].activation_peak_bytes
+    whole = 32_760 * 7 * 5120 * 4
+    assert eight == whole - (whole - one) // 8
+
+
+#: Peak, bytes read and bytes written of one forward where ``torch.nn.functional.rms_norm`` runs in steps, as a tracker
+#: measured them on the classes of diffusers 0.42.1: model, preset, module of the peak, three integers.
+IN_STEPS = [
+    ("wan2.1-t2v-14b", "official-480p", "blocks.0.attn2.norm_q", 3_739_686_880, 1_492_804_439_564, 1_286_689_274_948),
+    ("wan2.1-t2v-14b", "official-720p", "blocks.0.attn2.norm_q", 8_609_224_000, 3_403_335_478_652, 2_966_230_104_068),
+    ("wan2.1-t2v-1.3b", "official-480p", "blocks.0.ffn.net.0", 1_611_850_752, 352_923_546_956, 308_777_231_140),
+    ("wan2.2-ti2v-5b", "official-720p", "blocks.0.ffn.net.0", 5_450_416_128, 753_458_456_384, 646_874_435_232),
+    ("wan2.1-vace-1.3b", "official-480p", "blocks.0.ffn.net.0", 3_222_070_302, 535_237_494_410, 467_419_501_810),
+]
+
+
+@pytest.mark.parametrize(("name", "workload", "node", "peak", "read", "written"), IN_STEPS)
+def test_a_norm_in_steps(name: str, workload: str, node: str, peak: int, read: int, written: int) -> None:
+    """Bytes and the place of the peak are the measured ones, and more than with one kernel for the norm."""
+    model = mm.load(name, "implementation=diffusers", "rms_norm=decomposed")
+    estimate = model.estimate(workload=workload, num_inference_steps=1, guidance_scale=1)
+    found = stages(estimate.memory)["transformer"]
+    assert (found.activation_peak_bytes, found.peak_node) == (peak, f"transformer.{node}")
+    moved = estimate.traffic["transformer"].total
+    assert (moved.weight_bytes_read + moved.activation_bytes_read, moved.bytes_written) == (read, written)
+
+
+def test_the_document_holds_the_memory_of_the_contract() -> None:
+    """``memory`` has the keys that scripts rely on, whole numbers of bytes, and a stage for each stage."""
+    estimate = mm.load("wan2.1-i2v-14b-480p", "precision=fp8", "offload=component").estimate()
+    found = document(estimate)["memory"]
+    assert list(found) == ["policy", "weights_bytes", "host_bytes", "peak_bytes", "peak_node", "stages"]
+    assert found["policy"]["precision"] == "fp8"
+    assert [stage["id"] for stage in found["stages"]] == [stage.id for stage in estimate.stages]
+    for stage in found["stages"]:
+        assert list(stage) == ["id", "weights_bytes", "activation_peak_bytes"]
+        assert all(type(stage[key]) is int and stage[key] > 0 for key in ("weights_bytes", "activation_peak_bytes"))
+    assert found["peak_node"] in {node.id for node in estimate.nodes}
