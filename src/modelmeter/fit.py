@@ -124,13 +124,15 @@ def fit(model: Model, device: Device, *, workload: str | None = None) -> Fit:
     for option in options:
         if option.fits:
             best.setdefault(option.policy.precision, option)
+    left_out = ", ".join(plan.not_modelled)
+    missing = (f"more is needed than this: not modelled are {left_out}",) if left_out else ()
     return Fit(
         model=model.id,
         device=device,
         workload=plan.workload,
         options=options,
         best=tuple((option, _reach(model, option, video)) for option in best.values()),
-        warnings=plan.warnings,
+        warnings=(*plan.warnings, *missing),
     )
 
 

@@ -183,3 +183,11 @@ def test_memory_that_is_not_known_is_refused() -> None:
     """A device without a memory size answers nothing."""
     with pytest.raises(InputError, match="^device="):
         fit(mm.load(SMALL), find_device("tpu-v7x"))
+
+
+def test_what_is_not_modelled_is_told() -> None:
+    """A model of which components are left out fits with a warning that more is needed."""
+    model = mm.load("ltx-video-2b", "precision=bf16")
+    assert model.estimate().plan.not_modelled
+    assert any("not modelled are text_encoder" in line for line in fit(model, card(24)).warnings)
+    assert not any("not modelled" in line for line in found(24, "precision=bf16").warnings)
