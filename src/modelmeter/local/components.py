@@ -17,6 +17,7 @@ from modelmeter.local.keys import (
     booleans,
     integer,
     integers,
+    needed,
     only,
     optional_integer,
     unknown,
@@ -55,6 +56,31 @@ IMAGE_ENCODER: Mapping[str, Key] = {
     "num_channels": integer(3),
     "image_size": integer(224),
     "patch_size": integer(32),
+}
+#: Most convolutions over the samples of an audio encoder.
+MOST_CONVOLUTIONS = 16
+#: Source: ``Wav2Vec2Config`` of transformers 5.23.
+AUDIO_ENCODER: Mapping[str, Key] = {
+    "vocab_size": integer(32),
+    "hidden_size": integer(768),
+    "intermediate_size": integer(3072),
+    "num_hidden_layers": integer(12, MOST_LAYERS),
+    "num_attention_heads": integer(12),
+    "conv_dim": integers([512] * 7, MOST_CONVOLUTIONS),
+    "conv_kernel": integers([10, 3, 3, 3, 3, 2, 2], MOST_CONVOLUTIONS),
+    "conv_stride": integers([5, 2, 2, 2, 2, 2, 2], MOST_CONVOLUTIONS),
+    "conv_bias": boolean(False),
+    "num_conv_pos_embeddings": integer(128),
+    "num_conv_pos_embedding_groups": integer(16),
+}
+#: What the model cannot represent otherwise; the class without them has its norms elsewhere.
+AUDIO_ENCODER_FIXED: Mapping[str, Key] = {
+    "feat_extract_norm": needed(only("layer")),
+    "do_stable_layer_norm": needed(only(True)),
+    "feat_extract_activation": only("gelu"),
+    "hidden_act": only("gelu"),
+    "add_adapter": only(False),
+    "adapter_attn_dim": only(None),
 }
 #: Source: the signature of diffusers' ``AutoencoderKLWan``.
 VAE: Mapping[str, Key] = {
@@ -128,6 +154,19 @@ def image_encoder(file: str, given: Mapping[str, Any]) -> Section:
     return Section(name, found, warnings)
 
 
+def audio_encoder(file: str, given: Mapping[str, Any]) -> Section:
+    """The section of a ``Wav2Vec2ForCTC``.
+
+    Raises:
+        InputError: a value that the class or the model cannot have.
+    """
+    name = _transformers_class(given, {"wav2vec2": "Wav2Vec2ForCTC"})
+    if name != "Wav2Vec2ForCTC":
+        return Section(name, None)
+    values(file, given, AUDIO_ENCODER_FIXED)
+    return Section(name, values(file, given, AUDIO_ENCODER), _quantised(file, given))
+
+
 def vae(file: str, given: Mapping[str, Any]) -> Section:
     """The section of an ``AutoencoderKLWan``.
 
@@ -161,5 +200,6 @@ def _quantised(file: str, given: Mapping[str, Any]) -> tuple[str, ...]:
 COMPONENTS: Mapping[str, Callable[[str, Mapping[str, Any]], Section]] = {
     "text_encoder": text_encoder,
     "image_encoder": image_encoder,
+    "audio_encoder": audio_encoder,
     "vae": vae,
 }

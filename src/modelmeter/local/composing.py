@@ -8,7 +8,7 @@ from typing import Any
 from modelmeter.config import Entry, compose
 from modelmeter.errors import InputError
 from modelmeter.local.family import expands_timesteps, has_experts
-from modelmeter.local.layout import CHECKPOINTS, CONFIG, Found
+from modelmeter.local.layout import CHECKPOINTS, CONFIG, OFFICIAL_FOLDERS, Found
 from modelmeter.local.transformer_config import FIXED
 
 Config = dict[str, Any]
@@ -29,10 +29,14 @@ def composed(found: Found, nearest: Entry) -> tuple[Config, tuple[str, ...]]:
     """
     config = compose(nearest)
     absent = _put_transformers(found, config)
+    differences = config["differences"]
     for name, section in found.components.items():
         if name in config and section.values is not None:
+            if (
+                name == "image_encoder" and section.values != config[name]
+            ):  # the idle half is that of the vendor's alone
+                differences["image_encoder_idle_params"] = dict.fromkeys(differences["image_encoder_idle_params"], 0)
             config[name] = dict(section.values)
-    differences = config["differences"]
     if found.flow_shift is not None:  # whoever runs it, this is the schedule that the directory asks for
         differences["flow_shift"] = dict.fromkeys(differences["flow_shift"], found.flow_shift)
         config["vendor"]["flow_shift"] = found.flow_shift
@@ -87,6 +91,8 @@ def not_modelled(found: Found, config: Config, absent: tuple[str, ...]) -> dict[
 
 
 def _why(found: Found, name: str) -> str:
+    if found.layout == "official" and name in OFFICIAL_FOLDERS:
+        return f"no {OFFICIAL_FOLDERS[name]}/{CONFIG}"
     if found.layout == "diffusers":
         return f"no {name}/{CONFIG}"
     return "the directory is that of a transformer" if found.layout == "transformer" else "no checkpoint of the vendor"
@@ -119,6 +125,8 @@ def mismatches(config: Mapping[str, Any], left_out: Mapping[str, str]) -> Iterat
     """Components that do not fit the transformer: each is counted as it is, but the pipeline could not run."""
     transformer = config["transformer"]
     pairs = {"text_encoder": [("d_model", "text_dim", transformer["text_dim"])], "vae": [_latents(config)]}
+    if "audio_encoder" in config:
+        pairs["audio_encoder"] = [("hidden_size", "audio_dim", transformer["audio_dim"])]
     if "image_encoder" in config:
         encoder = config["image_encoder"]
         pairs["image_encoder"] = [("hidden_size", "image_dim", transformer.get("image_dim", FIXED["image_dim"]))]

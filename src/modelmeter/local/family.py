@@ -76,6 +76,8 @@ def _kind(found: Found, expert: Transformer, *, images: bool) -> tuple[str, str]
     model_type = expert.section["model_type"]
     if model_type == "vace":
         return "WanVACEPipeline", model_type
+    if model_type == "s2v":
+        return "Wan2_2SpeechToVideoPipeline", model_type
     if "motion_dim" in expert.section:
         return "WanAnimatePipeline", model_type
     experts = has_experts(found)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from modelmeter.errors import InputError, shown, with_type
@@ -20,11 +20,12 @@ MOST_NAMED = 5
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """What a key may hold, in words and as a test, and what it is where it is missing."""
+    """What a key may hold, in words and as a test, and what it is where it is missing, unless it is needed."""
 
     allowed: str
     accepts: Callable[[Any], bool]
     default: Any
+    needed: bool = False
 
 
 def _is_integer(value: Any, most: int = LARGEST) -> bool:
@@ -85,11 +86,16 @@ def only(*values: Any) -> Key:
     )
 
 
+def needed(key: Key) -> Key:
+    """A key that has to be there: without it the real class is one that the model cannot represent."""
+    return replace(key, needed=True)
+
+
 def values(file: str, given: Mapping[str, Any], keys: Mapping[str, Key]) -> dict[str, Any]:
     """The values of known keys.
 
     Raises:
-        InputError: a value that its key cannot hold; names file and key.
+        InputError: a value that its key cannot hold, or a needed key that is not there; names file and key.
 
     Example:
         >>> values("config.json", {"num_layers": 2, "other": 1}, {"num_layers": integer(40), "dim": integer(5120)})
@@ -97,6 +103,8 @@ def values(file: str, given: Mapping[str, Any], keys: Mapping[str, Key]) -> dict
     """
     found = {}
     for key, kind in keys.items():
+        if kind.needed and key not in given:
+            raise InputError(f"{file}:{key}", "missing", kind.allowed)
         value = given.get(key, kind.default)
         if key in given and not kind.accepts(value):
             raise InputError(f"{file}:{key}", with_type(value), kind.allowed)

@@ -25,6 +25,9 @@ CHECKPOINTS = {
     "Wan2.1_VAE.pth": "vae",
     "Wan2.2_VAE.pth": "vae",
 }
+#: Folder of the audio encoder in the vendor's repository of S2V. Source: ``wav2vec`` in wan/configs/wan_s2v_14B.py of
+#: Wan2.2 at 42bf4cf.
+OFFICIAL_FOLDERS = {"audio_encoder": "wav2vec2-large-xlsr-53-english"}
 #: Entries of ``model_index.json`` that cost nothing.
 FREE = ("feature_extractor", "image_processor", "scheduler", "tokenizer")
 #: Most entries of ``model_index.json``.
@@ -100,13 +103,31 @@ def _single(folder: Folder, given: Mapping[str, Any]) -> Found:
     """One configuration at the top: the official layout of one transformer, or a folder of diffusers'."""
     found = transformer(CONFIG, given)
     official = not found.class_name.endswith("3DModel")
+    components, missing = _official_components(folder) if official else ({}, {})
     return Found(
         layout="official" if official else "transformer",
         experts={"transformer": found},
-        folders={"transformer": "."},
+        folders={"transformer": ".", **{name: OFFICIAL_FOLDERS[name] for name in components}},
+        components=components,
         checkpoints=_checkpoints(folder) if official else (),
-        warnings=found.warnings,
+        missing=missing,
+        warnings=(*found.warnings, *(warning for section in components.values() for warning in section.warnings)),
     )
+
+
+def _official_components(folder: Folder) -> tuple[dict[str, Section], dict[str, str]]:
+    """Components of the official layout that have a configuration, and why one of them is not modelled."""
+    components, missing = {}, {}
+    for name, place in OFFICIAL_FOLDERS.items():
+        file = f"{place}/{CONFIG}"
+        given = read_json(folder, file)
+        if given is not None:
+            section = COMPONENTS[name](file, given)
+            if section.values is None:
+                missing[name] = f"the class {shown(section.class_name)} is not modelled"
+            else:
+                components[name] = section
+    return components, missing
 
 
 def _official_experts(folder: Folder) -> Found:

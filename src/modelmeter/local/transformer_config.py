@@ -17,6 +17,7 @@ from modelmeter.local.keys import (
     boolean,
     integer,
     integers,
+    needed,
     number,
     only,
     optional_integer,
@@ -57,6 +58,27 @@ OFFICIAL: Mapping[str, Key] = {
 OFFICIAL_VACE: Mapping[str, Key] = {
     "vace_layers": integers(None, least=0),
     "vace_in_dim": optional_integer(None),
+}
+#: Those that ``WanModel_S2V`` adds. Only one way to build it is modelled, which is not the one without them: they have
+#: to be there, but for two that change nothing in it. Source: wan/modules/s2v/model_s2v.py of Wan2.2 at 42bf4cf.
+OFFICIAL_S2V: Mapping[str, Key] = {
+    "model_type": only("s2v"),
+    "patch_size": only([1, 2, 2]),
+    "cross_attn_norm": only(True),
+    "cond_dim": needed(integer(16)),
+    "audio_dim": needed(integer(1024)),
+    "num_audio_token": needed(integer(4)),
+    "enable_adain": needed(only(True)),
+    "adain_mode": needed(only("attn_norm")),
+    "audio_inject_layers": needed(integers(None, least=0)),
+    "zero_init": boolean(False),
+    "zero_timestep": needed(only(True)),
+    "enable_motioner": needed(only(False)),
+    "add_last_motion": needed(only(True)),
+    "enable_tsm": only(False),
+    "trainable_token_pos_emb": only(False),
+    "enable_framepack": needed(only(True)),
+    "framepack_drop_mode": needed(only("padd")),
 }
 #: Keys of diffusers' ``WanTransformer3DModel`` and their defaults. Source: its signature in diffusers 0.42.
 DIFFUSERS: Mapping[str, Key] = {
@@ -160,7 +182,8 @@ def class_of(given: Mapping[str, Any]) -> str | None:
     """
     name = given.get("_class_name")
     if name is None and given.keys() >= {"dim", "ffn_dim", "num_heads", "num_layers"}:
-        return "VaceWanModel" if given.get("model_type") == "vace" else "WanModel"
+        kinds = {"vace": "VaceWanModel", "s2v": "WanModel_S2V"}
+        return next((kind for word, kind in kinds.items() if given.get("model_type") == word), "WanModel")
     if name is None and given.keys() >= {"num_attention_heads", "attention_head_dim", "ffn_dim", "num_layers"}:
         return "WanVACETransformer3DModel" if "vace_layers" in given else "WanTransformer3DModel"
     if name == "WanModel" and given.get("model_type") == "vace":
@@ -242,6 +265,12 @@ def _official_animate(file: str, found: Section) -> tuple[Section, bool | None]:
     return {**constants, **section, "model_type": "i2v"}, True
 
 
+def _official_s2v(file: str, found: Section) -> tuple[Section, bool | None]:
+    """The official keys are ours."""
+    section, _ = _official(file, found)
+    return section, False
+
+
 def _diffusers_animate(file: str, found: Section) -> tuple[Section, bool | None]:
     """As :func:`_diffusers`, with what follows the face; the channels in are two latents and 4 of mask."""
     section, _ = _diffusers(file, found)
@@ -264,6 +293,7 @@ CLASSES: Mapping[str, tuple[Mapping[str, Key], Read]] = {
     "VaceWanModel": ({**OFFICIAL, **OFFICIAL_VACE}, _official_vace),
     "WanTransformer3DModel": (DIFFUSERS, _diffusers),
     "WanVACETransformer3DModel": ({**DIFFUSERS, **DIFFUSERS_VACE}, _diffusers_vace),
+    "WanModel_S2V": ({**OFFICIAL, **OFFICIAL_S2V}, _official_s2v),
     "WanAnimateModel": ({**OFFICIAL, **OFFICIAL_ANIMATE}, _official_animate),
     "WanAnimateTransformer3DModel": ({**DIFFUSERS, **DIFFUSERS_ANIMATE}, _diffusers_animate),
 }

@@ -24,8 +24,8 @@ SHARD = re.compile(r"(?P<stem>.*)-(?P<number>\d{1,5})-of-(?P<count>\d{1,5})")
 LORA = re.compile(r"lora[_.]?(a|b|up|down)\b|\.lora|\blora_", re.IGNORECASE)
 #: One weight under two names, the second left out. Source: ``tie_word_embeddings`` of UMT5.
 TIED = {"encoder.embed_tokens.weight": "shared.weight"}
-#: Tensors that are no parameters: positions that older versions stored.
-BUFFER = re.compile(r"(.*\.)?position_ids")
+#: Tensors that no forward runs: positions that older versions stored, and what stands for audio that training masks.
+BUFFER = re.compile(r"(.*\.)?(position_ids|masked_spec_embed)")
 #: What our dtypes are called in a header.
 DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32", "float64": "F64"}
 #: How a dtype of eight bits or fewer is named.

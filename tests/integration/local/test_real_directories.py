@@ -11,10 +11,11 @@ import pytest
 import torch
 import transformers
 from diffusers import AutoencoderKLWan, WanTransformer3DModel, WanVACETransformer3DModel
-from transformers import CLIPVisionConfig, CLIPVisionModel, UMT5Config, UMT5EncoderModel
+from transformers import CLIPVisionConfig, CLIPVisionModel, UMT5Config, UMT5EncoderModel, Wav2Vec2Config, Wav2Vec2ForCTC
 
 import modelmeter as mm
 from modelmeter.api import Model
+from modelmeter.config import compose, find
 from modelmeter.local import model as local_model
 from modelmeter.verify.flop_counter import parameters
 from modelmeter.verify.reference import measure
@@ -149,6 +150,35 @@ def test_random_animate_transformers_equal_the_real_class(seed: int, tmp_path: P
     model = mm.load(tmp_path, "implementation=diffusers")
     assert model.config["local"]["nearest"] == "wan2.2-animate-14b"
     assert assert_equal(model, {"transformer": read_by_the_real_class(tmp_path)}) == 1
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_random_audio_encoders_equal_the_real_class(seed: int, tmp_path: Path) -> None:
+    """4 folders of small audio encoders, written by save_pretrained, cost beside S2V what the real class costs."""
+    draw = random.Random(seed)
+    heads, groups, layers = draw.randint(1, 3), draw.randint(1, 2), draw.randint(1, 3)
+    sizes = {"conv_dim": [4 * draw.randint(1, 4) for _ in range(layers)], "conv_kernel": [10, 3, 2][:layers]}
+    sizes |= {"conv_stride": [5, 2, 2][:layers], "conv_bias": draw.random() < 0.5, "vocab_size": draw.randint(5, 40)}
+    sizes |= {"num_conv_pos_embeddings": draw.randint(2, 9), "num_conv_pos_embedding_groups": groups}
+    sizes |= {"hidden_size": 2 * heads * groups, "num_attention_heads": heads, "intermediate_size": draw.randint(1, 50)}
+    options = {"feat_extract_norm": "layer", "do_stable_layer_norm": True, "mask_time_prob": 0.0}
+    given = Wav2Vec2Config(**sizes, **options, num_hidden_layers=2, num_feat_extract_layers=layers)
+    with META:
+        real = Wav2Vec2ForCTC(given).eval()
+    real.config.save_pretrained(tmp_path / "wav2vec2-large-xlsr-53-english")
+    section = {"_class_name": "WanModel_S2V", **compose(find("wan2.2-s2v-14b"))["transformer"], "num_layers": 2}
+    (tmp_path / "config.json").write_text(json.dumps(section))
+    model = mm.load(tmp_path)
+    plan = model.plan(model.workload(**SMALL))
+    (stage,) = [stage for stage in plan.stages if stage.id == "audio_encoder"]
+    (call,) = stage.calls
+    reference = model.pipeline.references(model.config)[stage.id]["diffusers"]
+    measured = measure(reference, real, model.components[stage.id].inputs(**call.dims), META)
+    assert {path: n for path, n in measured.flops.items() if n} == {
+        path: n for path, n in model.call_flops(stage, call).items() if n
+    }
+    assert measured.flops[""] > 0
+    assert model.components[stage.id].params == sum(weight.numel() for weight in real.parameters())
 
 
 def vae_arguments(draw: random.Random, *, residual: bool) -> dict[str, Any]:

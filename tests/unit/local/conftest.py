@@ -59,6 +59,12 @@ IMAGE_ENCODER: dict[str, Any] = {
     "image_size": 8,
     "patch_size": 4,
 }
+AUDIO_ENCODER: dict[str, Any] = {
+    "architectures": ["Wav2Vec2ForCTC"],
+    "model_type": "wav2vec2",
+    "feat_extract_norm": "layer",
+    "do_stable_layer_norm": True,
+}
 SCHEDULER: dict[str, Any] = {
     "_class_name": "UniPCMultistepScheduler",
     "flow_shift": 4.0,
@@ -121,4 +127,5 @@ def make() -> SimpleNamespace:
     """What the tests of this folder write: files, directories, and the configurations in them."""
     functions = {"write": write, "official": official, "diffusers": diffusers, "safetensors": safetensors}
     configs = {"OFFICIAL": OFFICIAL, "SMALL": SMALL, "VAE": VAE, "TEXT_ENCODER": TEXT_ENCODER}
-    return SimpleNamespace(**functions, **configs, IMAGE_ENCODER=IMAGE_ENCODER, SCHEDULER=SCHEDULER, INDEX=INDEX)
+    configs |= {"IMAGE_ENCODER": IMAGE_ENCODER, "AUDIO_ENCODER": AUDIO_ENCODER}
+    return SimpleNamespace(**functions, **configs, SCHEDULER=SCHEDULER, INDEX=INDEX)

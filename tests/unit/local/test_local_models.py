@@ -18,10 +18,12 @@ READ = ("WanTransformer3DModel", "WanVACETransformer3DModel", "WanAnimateTransfo
 #: Keys that the vendor's config.json files have.
 PUBLISHED = ("dim", "eps", "ffn_dim", "freq_dim", "in_dim", "model_type", "num_heads", "num_layers", "out_dim")
 PUBLISHED += ("text_len", "vace_layers", "vace_in_dim")
+#: Where the vendor's repository of S2V has the configuration of the audio encoder.
+AUDIO_ENCODER = "wav2vec2-large-xlsr-53-english/config.json"
 
 
 def shipped() -> list[str]:
-    """Models whose transformer is one that is read from directories."""
+    """Models whose transformer is one that is read from directories of diffusers."""
     found = []
     for entry in registry():
         config = compose(entry)
@@ -29,6 +31,15 @@ def shipped() -> list[str]:
         if reference is not None and reference.name in READ:
             found.append(entry.id)
     return found
+
+
+def published(name: str) -> dict[str, Any]:
+    """The config.json of the vendor: S2V has all that its section has."""
+    section = compose(find(name))["transformer"]
+    kinds = {"vace": "VaceWanModel", "animate": "WanAnimateModel", "s2v": "WanModel_S2V"}
+    kind = next((kind for word, kind in kinds.items() if word in name), "WanModel")
+    keys = section if "s2v" in name else [key for key in PUBLISHED if key in section]
+    return {"_class_name": kind, **{key: section[key] for key in keys}}
 
 
 def report(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, dict[str, Any], str]:
@@ -57,13 +68,11 @@ def test_there_are_shipped_models_to_compare_with() -> None:
     assert len(shipped()) >= 11
 
 
-@pytest.mark.parametrize("name", shipped())
+@pytest.mark.parametrize("name", [*shipped(), "wan2.2-s2v-14b"])
 def test_a_shipped_model_is_found_again_in_its_official_layout(name: str, make: Any, tmp_path: Path) -> None:
     """From what the vendor publishes, transformer, pipeline, vendor defaults and totals are those of the model."""
     config = compose(find(name))
-    kinds = {"vace": "VaceWanModel", "animate": "WanAnimateModel"}
-    given = {"_class_name": next((kind for word, kind in kinds.items() if word in name), "WanModel")}
-    given |= {key: config["transformer"][key] for key in PUBLISHED if key in config["transformer"]}
+    given = published(name)
     places = ["high_noise_model", "low_noise_model"] if "boundary" in config else ["."]
     for place in places:
         make.write(tmp_path, f"{place}/config.json", given)
@@ -71,14 +80,17 @@ def test_a_shipped_model_is_found_again_in_its_official_layout(name: str, make: 
     make.write(tmp_path, "Wan2.2_VAE.pth" if "ti2v" in name else "Wan2.1_VAE.pth", b"")
     if "image_encoder" in config:
         make.write(tmp_path, "models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth", b"")
+    described = ["audio_encoder"] if "audio_encoder" in config else []
+    if described:
+        make.write(tmp_path, AUDIO_ENCODER, {**make.AUDIO_ENCODER, **config["audio_encoder"]})
     model = mm.load(tmp_path)
     assert model.not_modelled == ()
     own = {"id", "title", "aliases", "source", "local", "default_workload"}
     assert {k: v for k, v in model.config.items() if k not in own} == {k: v for k, v in config.items() if k not in own}
     here, there = model.estimate(workload="official-480p"), mm.load(name).estimate(workload="official-480p")
     assert (here.flops, here.params) == (there.flops, there.params)
-    assert sum("is a pickle, which is never opened" in line for line in model.warnings) == len(model.components) - (
-        len(places)
+    assert sum("is a pickle, which is never opened" in line for line in model.warnings) == (
+        len(model.components) - len(places) - len(described)
     )
 
 
@@ -125,6 +137,71 @@ def test_a_fine_tune_is_the_nearest_model(keys: dict[str, Any], nearest: str, ma
     assert model.config["local"] == {"layout": "official", "nearest": nearest}
     assert model.config["pipeline"] == compose(find(nearest))["pipeline"]
     assert model.config["transformer"]["dim"] == keys.get("dim", 1536)
+
+
+def test_the_idle_half_of_clip_is_that_of_the_vendor(make: Any, tmp_path: Path) -> None:
+    """Under the official code the vendor's image encoder takes its text half along; another one has only itself."""
+    make.diffusers(tmp_path, image_encoder=["transformers", "CLIPVisionModel"])
+    sizes = {"in_channels": 36, "image_dim": 16, "added_kv_proj_dim": 24}
+    make.write(tmp_path, "transformer/config.json", {**make.SMALL, **sizes})
+    shipped = compose(find("wan2.1-i2v-14b-480p"))["image_encoder"]
+    text_half = 1_193_014_785 - 630_766_080  # of XLMRobertaCLIP, measured on the official class and on diffusers'
+    for encoder, idle in ((make.IMAGE_ENCODER, 0), ({**make.IMAGE_ENCODER, **shipped}, text_half)):
+        make.write(tmp_path, "image_encoder/config.json", encoder)
+        model = mm.load(tmp_path, "implementation=official")
+        assert model.weights()["image_encoder"].total == 2 * (model.components["image_encoder"].params + idle)
+
+
+S2V_REFUSED = [
+    ("config.json", {"enable_motioner": True}, "enable_motioner=True (bool): allowed is false for this model"),
+    (
+        "config.json",
+        {"framepack_drop_mode": "drop"},
+        "framepack_drop_mode='drop' (str): allowed is padd for this model",
+    ),
+    ("config.json", {"patch_size": [1, 1, 1]}, "patch_size=[1, 1, 1] (list): allowed is [1, 2, 2] for this model"),
+    ("config.json", {"enable_framepack": ...}, "enable_framepack=missing: allowed is true for this model"),
+    ("config.json", {"audio_inject_layers": []}, "audio_inject_layers=[] (list): allowed is a list of at most"),
+    ("config.json", {"audio_inject_layers": ...}, "audio_inject_layers=missing: allowed is a list of at most"),
+    (AUDIO_ENCODER, {"do_stable_layer_norm": ...}, "do_stable_laye...=missing: allowed is true for this model"),
+    (AUDIO_ENCODER, {"feat_extract_norm": "group"}, "feat_extract_norm='group' (str): allowed is layer for this model"),
+    (AUDIO_ENCODER, {"conv_stride": 5}, "conv_stride=5 (int): allowed is a list of at most 16 integers from 1 up"),
+]
+
+
+def speech(folder: Path, make: Any, file: str = "", changes: dict[str, Any] | None = None) -> Path:
+    """The official layout of S2V with its audio encoder; ``...`` takes a key away."""
+    encoder = {**make.AUDIO_ENCODER, **compose(find("wan2.2-s2v-14b"))["audio_encoder"]}
+    for place, given in {"config.json": published("wan2.2-s2v-14b"), AUDIO_ENCODER: encoder}.items():
+        written = {**given, **(changes or {} if place == file else {})}
+        make.write(folder, place, {key: value for key, value in written.items() if value is not ...})
+    return folder
+
+
+@pytest.mark.parametrize(("file", "changes", "said"), S2V_REFUSED)
+def test_speech_to_video_that_is_built_otherwise_is_refused(
+    file: str, changes: dict[str, Any], said: str, make: Any, tmp_path: Path
+) -> None:
+    """A value that the model cannot represent, or the lack of one that makes it so, is refused by file and key."""
+    assert refused(speech(tmp_path, make, file, changes)).startswith(f"{file}:{said}")
+
+
+def test_speech_to_video_without_its_parts(make: Any, tmp_path: Path) -> None:
+    """Parts that are not there are listed; an audio encoder of another class or width is told of."""
+    speech(tmp_path, make, "config.json", {"_class_name": ..., "num_layers": 2})
+    model = mm.load(tmp_path)
+    assert (model.config["local"]["nearest"], model.not_modelled) == ("wan2.2-s2v-14b", ("text_encoder", "vae"))
+    assert [stage.id for stage in model.estimate(num_clips=2).stages] == ["audio_encoder", "transformer"]
+    weights = make.safetensors({"wav2vec2.masked_spec_embed": ("F32", [1024])})  # of use in training alone
+    make.write(tmp_path, AUDIO_ENCODER.replace("config.json", "model.safetensors"), weights)
+    assert not any("holds" in line for line in mm.load(tmp_path).warnings)
+    speech(tmp_path, make, AUDIO_ENCODER, {"hidden_size": 512})
+    told = "audio_encoder has hidden_size=512, and the transformer takes audio_dim=1024"
+    assert told in mm.load(tmp_path).warnings
+    speech(tmp_path, make, AUDIO_ENCODER, {"architectures": ["HubertModel"]})
+    assert "audio_encoder is not modelled: the class HubertModel is not modelled" in mm.load(tmp_path).warnings
+    (tmp_path / AUDIO_ENCODER).unlink()
+    assert f"audio_encoder is not modelled: no {AUDIO_ENCODER}" in mm.load(tmp_path).warnings
 
 
 @pytest.mark.parametrize(
