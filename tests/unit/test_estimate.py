@@ -239,7 +239,7 @@ def test_an_empty_preset_is_not_the_default() -> None:
         mm.load("wan2.1-t2v-14b").estimate(workload="")
 
 
-@pytest.mark.parametrize("value", [1, None, True, ["a"], b"x", object()], ids=repr)
+@pytest.mark.parametrize("value", [1, None, True, ["a"], b"x", pytest.param(object(), id="object()")], ids=repr)
 def test_words_of_another_type_are_refused(value: Any) -> None:
     """What is no text is bad input wherever a word is asked for."""
     model = mm.load("wan2.1-t2v-14b")

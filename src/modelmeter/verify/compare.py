@@ -12,6 +12,8 @@ from modelmeter.workload import finite
 
 #: Told in words what is about to be measured.
 Progress: TypeAlias = Callable[[str], None]
+#: Between kinds of reference of one check.
+AND = " + "
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +71,7 @@ class Check:
 
     Args:
         kind: ``layers``, ``end2end``, ``core``, ``pipelines`` or ``memory``.
-        reference: what the numbers are held against.
+        reference: what the numbers are held against; several as :func:`joined` puts them.
         tolerance: what passes.
         rows: modules on both sides, with their numbers.
         missing: non-zero modules of the reference that the analytic side does not have.
@@ -138,8 +140,8 @@ class Verification:
         largest = max((row.rel_diff for row in self.rows), default=0.0)
         return {
             "passed": self.passed,
-            "accepted": _joined(str(check.tolerance) for check in self.checks),
-            "reference": _joined(check.reference for check in self.checks),
+            "accepted": joined(str(check.tolerance) for check in self.checks),
+            "reference": joined(kind for check in self.checks for kind in check.reference.split(AND)),
             "versions": dict(self.versions),
             "compared": len(self.rows),
             "compared_nonzero": sum(1 for row in self.rows if row.analytic or row.reference),
@@ -167,8 +169,14 @@ def _document(check: Check, row: Row) -> dict[str, Any]:
     }
 
 
-def _joined(words: Iterable[str]) -> str:
-    return " + ".join(dict.fromkeys(words))
+def joined(words: Iterable[str]) -> str:
+    """Words in one, each once.
+
+    Example:
+        >>> joined(["diffusers", "modules", "diffusers"])
+        'diffusers + modules'
+    """
+    return AND.join(dict.fromkeys(words))
 
 
 def _json_number(value: float) -> float | str:

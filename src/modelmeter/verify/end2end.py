@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from modelmeter.api import Model
 from modelmeter.stage import Call, Plan, Stage
-from modelmeter.verify.compare import Check, Row
+from modelmeter.verify.compare import Check, Row, joined
 from modelmeter.verify.reference import References
 from modelmeter.verify.settings import Tolerance
 
@@ -33,7 +33,7 @@ def end2end(
     total = Row(model.id, workload, "total", "total", "run_flops", sum(analytic.values()), sum(reference.values()))
     yield Check(
         kind="end2end",
-        reference=" + ".join(dict.fromkeys(kinds)),
+        reference=joined(kinds),
         tolerance=tolerance,
         rows=(*rows, total),
         uncounted_ops=tuple(dict.fromkeys(uncounted)),

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from modelmeter.config import compose, find
 from modelmeter.errors import InputError
-from modelmeter.verify.compare import Check, Row, Verification, match, rel_diff, shown
+from modelmeter.verify.compare import Check, Row, Verification, joined, match, rel_diff, shown
 from modelmeter.verify.settings import Tolerance, settings
 
 CONFIG = compose(find("wan2.1-t2v-14b"))
@@ -127,6 +127,13 @@ def test_the_document_is_json_without_nan() -> None:
     text = json.dumps(document, allow_nan=False)
     assert json.loads(text)["rows"][0]["rel_diff"] == "inf"
     assert json.loads(text)["passed"] is False
+
+
+def test_the_document_names_every_kind_of_reference_once() -> None:
+    """A kind that some checks have alone and others together with another is said once."""
+    kinds = ["diffusers", "modules", joined(["diffusers", "modules"]), "laws"]
+    document = verification(*(replace(check(row(7, 7)), reference=kind) for kind in kinds)).document()
+    assert document["reference"] == "diffusers + modules + laws"
 
 
 def test_tolerances_have_one_source() -> None:
