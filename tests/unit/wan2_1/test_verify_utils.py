@@ -137,9 +137,9 @@ def test_the_document_names_every_kind_of_reference_once() -> None:
 
 
 def test_tolerances_have_one_source() -> None:
-    """The composed configuration holds 5 % for every kind, by reference to one number, and asks for equality."""
+    """The composed configuration holds 5 % for every kind but memory, by reference to one number; all are to be equal."""
     run = CONFIG["verify_run"]
-    assert run["accept_rel_diff"] == {"default": 0.05, "layers": 0.05, "end2end": 0.05, "core": 0.05}
+    assert run["accept_rel_diff"] == {"default": 0.05, "layers": 0.05, "end2end": 0.05, "core": 0.05, "memory": 0.005}
     assert run["require_equal"] is True
     assert run["device"] == "meta"
     for kind in ("layers", "end2end", "core"):
