@@ -14,7 +14,7 @@ import modelmeter as mm
 from modelmeter.compiled import CompiledForward
 from modelmeter.models.common import vae, vae_layers
 from modelmeter.models.wan2_1 import pipeline, transformer
-from modelmeter.nn import Module, Tensor, tensor
+from modelmeter.nn import Module, Tensor, functional, tensor
 from modelmeter.verify import allocations
 from modelmeter.verify.compare import Verification
 from modelmeter.verify.run import ALL, KINDS, verify
@@ -75,10 +75,12 @@ def test_every_stage_is_that_of_the_real_class(name: str) -> None:
         assert rows[place] == rows[f"{stage}:peak_bytes"] > 0
 
 
-@pytest.mark.parametrize("name", ["wan2.1-vace-1.3b", "wan2.2-ti2v-5b"])
-def test_a_tiled_vae_is_the_real_one(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "precision"), [("wan2.1-vace-1.3b", "fp32"), ("wan2.1-vace-1.3b", "bf16"), ("wan2.2-ti2v-5b", "bf16")]
+)
+def test_a_tiled_vae_is_the_real_one(name: str, precision: str) -> None:
     """Tile by tile peaks, their places, features, and what every operator moves are the real ones, seams included."""
-    keys = {"vae_tiling": True, "height": 320, "width": 480, "vae.base_dim": 4}
+    keys = {"vae_tiling": True, "vae_precision": precision, "height": 320, "width": 480, "vae.base_dim": 4}
     task = {"task": "i2v"} if "ti2v" in name else {}
     result = verified(name, **keys, **task, num_frames=9, batch_size=1)
     assert result.failures == ()
@@ -100,12 +102,61 @@ def test_the_official_implementation_is_compared_as_diffusers_runs_it() -> None:
     """Whatever implementation is asked for, the forwards of diffusers are what is compared."""
     official, diffusers = (verified("wan2.2-t2v-a14b", implementation=name) for name in ("official", "diffusers"))
     assert official.rows == diffusers.rows
+    (said,) = official.not_applicable
+    assert said.startswith("implementation=official: its forwards are not tracked")
+    assert "--reference official" in said
+    assert diffusers.not_applicable == ()
+
+
+def test_a_model_without_a_class_in_diffusers_is_compared_as_it_is() -> None:
+    """Of S2V the encoders and the VAE, of which there are real classes, are equal; its transformer is named."""
+    keys = {"text_encoder.num_layers": 2, "audio_encoder.num_hidden_layers": 2, "transformer.num_layers": 2}
+    sizes = {"num_clips": 2, "num_frames": 16, "height": 128, "width": 192, "num_inference_steps": 1}
+    words = {**keys, "vae.base_dim": 8, "vae.decoder_base_dim": 8, **sizes}
+    model = mm.load("wan2.2-s2v-14b", *(f"{key}={value}" for key, value in words.items()))
+    result = verify([model], ["memory"], workload="wan2-1-512p")
+    assert result.failures == ()
+    assert {row.stage for row in result.rows} == {"text_encoder", "audio_encoder", "vae_encode", "vae_decode"}
+    assert result.not_applicable == ("wan2.2-s2v-14b transformer: no reference of the kind diffusers",)
+
+
+@pytest.mark.parametrize("precision", ["fp8", "int8", "q4_k"])
+def test_quantised_weights_are_refused(precision: str) -> None:
+    """Real classes hold plain dtypes, so that a format of quantised matrices is bad input, said in one line."""
+    model = mm.load("wan2.1-t2v-1.3b", f"precision={precision}")
+    with pytest.raises(mm.InputError, match=rf"^precision={precision}: allowed is fp32, bf16, fp16 for memory$"):
+        verify([model], ["memory"], workload="wan2-1-ci-tiny")
+
+
+@pytest.mark.parametrize(
+    ("name", "precision"), [("wan2.1-t2v-1.3b", "fp32"), ("wan2.1-vace-1.3b", "bf16"), ("wan2.2-animate-14b", "fp16")]
+)
+def test_rms_norm_step_by_step_is_what_pytorch_decomposes(name: str, precision: str) -> None:
+    """Under ``rms_norm=decomposed`` the norms of queries and keys are the steps that PyTorch itself takes."""
+    result = verified(name, implementation="diffusers", rms_norm="decomposed", precision=precision)
+    assert result.failures == ()
+    ids = {row.id for row in result.rows if row.reference}
+    assert "transformer:bytes_written.rsqrt" in ids
+    assert "transformer:bytes_written._fused_rms_norm" not in ids
+
+
+@pytest.mark.parametrize(("precision", "norm"), [("fp32", "fused"), ("bf16", "decomposed"), ("fp16", "fused")])
+def test_ltx_video_in_any_dtype_is_the_real_one(precision: str, norm: str) -> None:
+    """The transformer of another family, whose text has a mask, is equal in plain dtypes and with either norm."""
+    words = ["transformer.num_layers=2", "text_len=7", f"precision={precision}", f"rms_norm={norm}"]
+    result = verify([mm.load("ltx-video-2b", *words)], ["memory"], workload="wan2-1-ci-tiny")
+    assert result.failures == ()
+    assert len(result.rows) > 60
 
 
 # -- any configuration --------------------------------------------------------------------------------------------
 
 configurations = st.fixed_dictionaries(
     {
+        "implementation": st.just("diffusers"),
+        "precision": st.sampled_from(["fp32", "bf16", "fp16"]),
+        "vae_precision": st.sampled_from(["fp32", "bf16", "fp16"]),
+        "rms_norm": st.sampled_from(["fused", "decomposed"]),
         "transformer.num_layers": st.integers(2, 3),
         "transformer.num_heads": st.integers(1, 3),
         "transformer.dim": st.integers(1, 10).map(lambda n: 12 * n),
@@ -175,10 +226,19 @@ def test_a_broken_lifetime_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_broken_dtype_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """A norm that is not kept in single precision fails: other bytes of weights are read, in that norm."""
-    monkeypatch.setattr(pipeline, "KEEP_IN_FP32", ("time_embedder", "scale_shift_table"))
+    kind, _ = pipeline.TRANSFORMERS["diffusers", False]
+    without_norm = {("diffusers", False): (kind, ("time_embedder", "scale_shift_table"))}
+    monkeypatch.setattr(pipeline, "TRANSFORMERS", {**pipeline.TRANSFORMERS, **without_norm})
     result = verified("wan2.1-t2v-1.3b")
     assert any("transformer:weight_bytes_read.native_layer_norm: " in line for line in result.failures)
     assert "native_layer_norm in transformer.blocks.0.norm2: " in first_kernel(result)
+
+
+def test_a_fused_norm_in_place_of_its_steps_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model whose norm is one kernel fails where the reference takes its steps, and the norm is named."""
+    monkeypatch.setattr(functional, "decomposed_rms_norm", functional.rms_norm)
+    result = verified("wan2.1-t2v-1.3b", implementation="diffusers", rms_norm="decomposed")
+    assert "_fused_rms_norm in transformer.blocks.0.attn1.norm_q: " in first_kernel(result)
 
 
 def test_a_broken_cache_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,8 @@ A storage counts from the kernel that makes it until PyTorch frees it; a weak re
 and inputs count nowhere. What cannot be seen from a dispatcher does not count either: workspaces of cuDNN
 and cuBLAS, and what the CUDA allocator rounds up or keeps.
 
-Attention, RMS norm and the bias of linear layers run as on a GPU, see :mod:`modelmeter.verify.fused`.
+Attention, RMS norm (unless it is to run step by step) and the bias of linear layers run as on a GPU, see
+:mod:`modelmeter.verify.fused`.
 
 Bytes moved, one convention for every kernel: each distinct input is read once (an expanded dimension once,
 a slice by its elements), each output is written once; views and ``empty`` move nothing; what only fills
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import chain
 from math import prod
@@ -95,11 +97,14 @@ class Tracked:
         return sum(kernel.bytes_written for kernel in self.kernels)
 
 
-def track(module: torch.nn.Module, /, *args: Any, **kwargs: Any) -> Tracked:
+def track(module: torch.nn.Module, /, *args: Any, decomposed_rms_norm: bool = False, **kwargs: Any) -> Tracked:
     """Run ``module(*args, **kwargs)`` once without gradients on ``meta`` and record its kernels.
 
     Attention runs as the fused kernel that a GPU would take, RMS norm as one kernel that also writes the
     inverse root of every row, and a bias that is added on its own is added in place.
+
+    Args:
+        decomposed_rms_norm: RMS norm runs step by step instead, as PyTorch itself decomposes it.
 
     Raises:
         ValueError: a weight, buffer or argument is not on ``meta``, where results would be computed (and be
@@ -118,7 +123,8 @@ def track(module: torch.nn.Module, /, *args: Any, **kwargs: Any) -> Tracked:
             raise ValueError(f"tracking takes tensors on meta, not {list(tensor.shape)} on {tensor.device}")
     tracker = _Tracker(given, weights)
     calls = module_calls(module, tracker.entered, tracker.left)
-    with torch.no_grad(), calls, bias_in_place(), fused_attention(), fused_rms_norm(tracker.rms_norm), tracker:
+    norm = nullcontext() if decomposed_rms_norm else fused_rms_norm(tracker.rms_norm)
+    with torch.no_grad(), calls, bias_in_place(), fused_attention(), norm, tracker:
         outputs = module(*args, **kwargs)
     tracker.release()
     return Tracked(tuple(tracker.kernels), outputs, tracker.live)

@@ -19,6 +19,7 @@ from diffusers import ModelMixin
 
 from modelmeter.api import Model
 from modelmeter.nn import Body, Cache, Dim, Op, Tensor, evaluate, trace
+from modelmeter.policy import Policy
 from modelmeter.stage import Call, Forward, Reference, Stage
 from modelmeter.traffic import Sums, Traffic, merged, over_times, overall
 from modelmeter.verify.allocations import Tracked, keep_in_fp32, track
@@ -66,16 +67,20 @@ class Trackers:
     def __init__(self, progress: Progress = lambda _: None) -> None:
         self._progress = progress
         self._modules: dict[str, torch.nn.Module] = {}
-        self._seen: dict[tuple[str, str], Seen] = {}
+        self._seen: dict[tuple[str, str, bool], Seen] = {}
 
-    def call(self, place: str, reference: Reference, inputs: Mapping[str, Any]) -> Seen:
+    def call(
+        self, place: str, reference: Reference, inputs: Mapping[str, Any], *, decomposed_rms_norm: bool = False
+    ) -> Seen:
         """One call of a real class, on inputs of these shapes, strides and dtypes."""
-        key = repr(reference), repr([(name, value, getattr(value, "strides", None)) for name, value in inputs.items()])
+        given = repr([(name, value, getattr(value, "strides", None)) for name, value in inputs.items()])
+        key = repr(reference), given, decomposed_rms_norm
         if key not in self._seen:
             self._progress(f"{place}: {reference.name}")
             if key[0] not in self._modules:
                 self._modules[key[0]] = loaded(reference)
-            self._seen[key] = seen(self._modules[key[0]], reference, inputs)
+            module = self._modules[key[0]]
+            self._seen[key] = seen(module, reference, inputs, decomposed_rms_norm=decomposed_rms_norm)
         return self._seen[key]
 
 
@@ -92,7 +97,9 @@ def loaded(reference: Reference) -> torch.nn.Module:
     return module.to(dtype)
 
 
-def seen(module: torch.nn.Module, reference: Reference, inputs: Mapping[str, Any]) -> Seen:
+def seen(
+    module: torch.nn.Module, reference: Reference, inputs: Mapping[str, Any], *, decomposed_rms_norm: bool = False
+) -> Seen:
     """One tracked call of a class of :func:`loaded`, on inputs of these shapes, strides and dtypes."""
     tensors = {name: _meta(value) if isinstance(value, Tensor) else value for name, value in inputs.items()}
     cached: list[int] = []
@@ -104,7 +111,8 @@ def seen(module: torch.nn.Module, reference: Reference, inputs: Mapping[str, Any
     children = [child for name, child in module.named_children() if name in ("encoder", "decoder")]
     handles = [child.register_forward_hook(measure, with_kwargs=True) for child in children]
     try:
-        tracked = track(Calls(module, reference.method, 1), **tensors)
+        calls = Calls(module, reference.method, 1)
+        tracked = track(calls, decomposed_rms_norm=decomposed_rms_norm, **tensors)
     finally:
         for handle in handles:
             handle.remove()
@@ -131,7 +139,9 @@ def _kernels(tracked: Tracked) -> Iterator[Kernel]:
 
 
 def as_diffusers(model: Model) -> Model:
-    """The model as diffusers runs it."""
+    """The model as diffusers runs it; one whose transformer diffusers does not have, as it is."""
+    if IMPLEMENTATION not in model.pipeline.references(model.config)["transformer"]:
+        return model
     return replace(model, config={**model.config, "implementation": IMPLEMENTATION}, _forms={})
 
 
@@ -194,7 +204,8 @@ def _check(
     tolerance: Tolerance,
 ) -> Check:
     inputs = model.components[stage.component].entry(reference.method).inputs(**call.dims)
-    tracked = trackers.call(f"{model.id} {stage.id}", reference, inputs)
+    decomposed = Policy.of(model.config).rms_norm == "decomposed"
+    tracked = trackers.call(f"{model.id} {stage.id}", reference, inputs, decomposed_rms_norm=decomposed)
     matched = match(_analytic(model, stage, call), _reference(stage, tracked))
     peak, place = _peak(model, stage, call, tracked)
     rows = [(f"{stage.id}:{name}", ours, theirs) for name, ours, theirs in matched.pairs]

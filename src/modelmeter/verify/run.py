@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from modelmeter.api import Model
 from modelmeter.errors import InputError, UnavailableError, choice
+from modelmeter.policy import DTYPES, Policy, implementation
 from modelmeter.stage import Plan, Reference
 from modelmeter.verify.compare import Check, Progress, Verification
 from modelmeter.verify.core import core
@@ -92,6 +93,9 @@ def verify(
                 raise InputError("device", setting.device, "meta for memory, whose reference runs there only")
         if reference not in (None, "diffusers"):
             raise InputError("reference", reference, "diffusers for memory")
+        for model in models:
+            if (precision := Policy.of(model.config).precision) not in DTYPES:
+                raise InputError("precision", precision, f"{', '.join(DTYPES)} for memory")
     if reference == OFFICIAL:
         for setting in chosen.values():
             if setting.device != "meta":
@@ -111,7 +115,7 @@ def verify(
     refused += [f"{model.id} pipelines: not compared for this model" for model in models if model.id not in compared]
     trackers = _trackers(progress) if "memory" in kinds else None
     if trackers is not None:
-        refused += _untracked(jobs)
+        refused += [*_untracked(jobs), *_not_official(models)]
     checks: list[Check] = []
     for check in _checks(kinds, jobs, chosen, found, trackers, compared, loop, progress):
         checks.append(check)
@@ -204,6 +208,17 @@ def _untracked(jobs: Sequence[Job]) -> list[str]:
         without = [stage.id for stage in job.plan.stages if "diffusers" not in references[stage.id]]
         missing += [f"{job.model.id} {stage}: no reference of the kind diffusers" for stage in without if job.first]
     return missing
+
+
+def _not_official(models: Sequence[Model]) -> list[str]:
+    """What is compared where the forwards of the official code are asked for, which are not tracked."""
+    asked = [model for model in models if implementation(model.config) == OFFICIAL]
+    if not any("diffusers" in model.pipeline.references(model.config)["transformer"] for model in asked):
+        return []
+    return [
+        "implementation=official: its forwards are not tracked, memory is that of implementation=diffusers; "
+        "the official FLOPs: verify layers --reference official"
+    ]
 
 
 def _checks(

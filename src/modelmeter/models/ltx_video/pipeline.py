@@ -170,7 +170,8 @@ def plan(config: Mapping[str, Any], video: Workload) -> Plan:
 
 def references(config: Mapping[str, Any]) -> dict[str, dict[str, Reference]]:
     """The real class."""
-    real = Reference("diffusers", "LTXVideoTransformer3DModel", config["transformer"], dtype="bfloat16")
+    dtype = Policy.of(config).dtype.name
+    real = Reference("diffusers", "LTXVideoTransformer3DModel", config["transformer"], dtype=dtype)
     return {"transformer": {"diffusers": real}}
 
 

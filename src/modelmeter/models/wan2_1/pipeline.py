@@ -103,8 +103,8 @@ def references(config: Config, repository: str = "Wan2.1") -> dict[str, dict[str
     """
     arguments = transformer_arguments(config["transformer"], image_encoder="image_encoder" in config)
     vace = "vace_layers" in arguments
-    real = Reference("diffusers", "WanVACETransformer3DModel" if vace else "WanTransformer3DModel", arguments)
-    real = replace(real, dtype="bfloat16")
+    name = "WanVACETransformer3DModel" if vace else "WanTransformer3DModel"
+    real = Reference("diffusers", name, arguments, dtype=Policy.of(config).dtype.name)
     found = {
         **encoder_references(config, repository),
         "transformer": {"diffusers": real, "official": official_references(config, repository)["transformer"]},
@@ -119,9 +119,7 @@ def references(config: Config, repository: str = "Wan2.1") -> dict[str, dict[str
 def encoder_references(config: Config, repository: str) -> dict[str, dict[str, Reference]]:
     """The real classes of all stages but the diffusion transformer's; arguments as those of :func:`references`."""
     encoders = "modelmeter.verify.transformers_models"
-    vae = Reference("diffusers", "AutoencoderKLWan", config["vae"], method="decode")
-    if config["vae_tiling"]:
-        vae = replace(vae, package="modelmeter.verify.vae_models", name="build_tiled_vae")
+    vae = vae_reference(config)
     found = {
         "text_encoder": {
             "diffusers": Reference(encoders, "build_text_encoder", config["text_encoder"], dtype="bfloat16")
@@ -137,6 +135,13 @@ def encoder_references(config: Config, repository: str) -> dict[str, dict[str, R
         if stage in found:
             found[stage]["official"] = official
     return found
+
+
+def vae_reference(config: Config) -> Reference:
+    """The decoder of diffusers' VAE, in the dtype that it is loaded in, with its tiles where they are asked for."""
+    dtype = DTYPES[config["vae_precision"]].name
+    vae = Reference("diffusers", "AutoencoderKLWan", config["vae"], method="decode", dtype=dtype)
+    return replace(vae, package="modelmeter.verify.vae_models", name="build_tiled_vae") if config["vae_tiling"] else vae
 
 
 def blocks(config: Config) -> Blocks:

@@ -83,7 +83,8 @@ def components(config: Config) -> dict[str, Component]:
 def references(config: Config) -> dict[str, dict[str, Reference]]:
     """The real classes of the stages."""
     arguments = animate_arguments(config["transformer"])
-    real = Reference("diffusers", "WanAnimateTransformer3DModel", arguments, dtype="bfloat16")
+    dtype = Policy.of(config).dtype.name
+    real = Reference("diffusers", "WanAnimateTransformer3DModel", arguments, dtype=dtype)
     official = official_references(config, REPOSITORY)["transformer"]
     return {
         **wan2_1.encoder_references(config, REPOSITORY),

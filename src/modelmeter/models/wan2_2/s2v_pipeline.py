@@ -16,7 +16,14 @@ from modelmeter.models.common.text_encoder import UMT5EncoderModel
 from modelmeter.models.common.vae import AutoencoderKLWan, decode_call
 from modelmeter.models.common.vae_tiles import tiled_decode_call
 from modelmeter.models.wan2_1.architecture import MAX_POSITIONS, check_sizes
-from modelmeter.models.wan2_1.pipeline import Config, difference, encoded, text_encoder_stage, vae_stage
+from modelmeter.models.wan2_1.pipeline import (
+    Config,
+    difference,
+    encoded,
+    text_encoder_stage,
+    vae_reference,
+    vae_stage,
+)
 from modelmeter.models.wan2_2.s2v import Wan2_2S2VModel, clip_dims
 from modelmeter.models.wan2_2.s2v_motion import packed_tokens
 from modelmeter.nn import bfloat16
@@ -117,9 +124,7 @@ def references(config: Config) -> dict[str, dict[str, Reference]]:
     """The real classes of the encoders and the VAE; a mirror in plain PyTorch of the transformer."""
     encoders = "modelmeter.verify.transformers_models"
     mirrors = "modelmeter.models.wan2_2.scripts.verify._reference_modules_s2v"
-    vae = Reference("diffusers", "AutoencoderKLWan", config["vae"], method="decode")
-    if config["vae_tiling"]:
-        vae = replace(vae, package="modelmeter.verify.vae_models", name="build_tiled_vae")
+    vae = vae_reference(config)
     text_encoder = Reference(encoders, "build_text_encoder", config["text_encoder"], dtype="bfloat16")
     return {
         "text_encoder": {"diffusers": text_encoder},
