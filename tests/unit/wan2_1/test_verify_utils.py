@@ -137,7 +137,7 @@ def test_the_document_names_every_kind_of_reference_once() -> None:
 
 
 def test_tolerances_have_one_source() -> None:
-    """The composed configuration holds 5 % for every kind but memory, by reference to one number; all are to be equal."""
+    """The composed configuration holds 5 % for every kind but memory, by reference to one number, and equality."""
     run = CONFIG["verify_run"]
     assert run["accept_rel_diff"] == {"default": 0.05, "layers": 0.05, "end2end": 0.05, "core": 0.05, "memory": 0.005}
     assert run["require_equal"] is True
