@@ -13,6 +13,7 @@ import yaml
 import modelmeter as mm
 from modelmeter.calibrate import Observation, fitted
 from modelmeter.devices import find_device
+from modelmeter.parallel import Parallel
 from modelmeter.predict import Prediction, Settings, predict
 from modelmeter.rates import Constants, constants
 
@@ -86,6 +87,8 @@ def predicted(row: Row, values: Constants, **changes: Any) -> tuple[Prediction, 
         device=find_device(settings["device"]),
         engine=settings["engine"],
         attention=settings["attention"],
+        gpus=settings.get("gpus", 1),
+        parallel=Parallel(**settings.get("parallel", {})),
         constants=values,
     )
     prediction = predict(model, model.plan(model.workload(**settings["workload"])), asked)
@@ -123,7 +126,7 @@ def refitted(training: Sequence[Row]) -> Constants:
 
 def twin(a: Row, b: Row) -> bool:
     """Whether two rows are the same run, as far as is known."""
-    keys = ("model", "device", "gpus", "workload", "engine", "attention", "implementation", "covers")
+    keys = ("model", "device", "gpus", "parallel", "workload", "engine", "attention", "implementation", "covers")
     return all(a.settings.get(key) == b.settings.get(key) for key in keys)
 
 

@@ -152,6 +152,15 @@ def predict_command(
     attention: Annotated[
         str | None, typer.Option(help="math, cudnn, fa2, fa3 or sage2.", show_default="the usual one of the device")
     ] = None,
+    gpus: Annotated[int | None, typer.Option(help="Devices that run (gpus=).", show_default="1")] = None,
+    parallel: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LAYOUT",
+            help="How they divide the work: cfg=2,ulysses=4,ring=2,fsdp=8.",
+            show_default="the usual one of the implementation",
+        ),
+    ] = None,
     price: Annotated[float | None, typer.Option(help="Price of a GPU-hour, in any currency.")] = None,
     format: Annotated[ListFormat, typer.Option("--format", help="Output format.")] = ListFormat.table,
     output: OutputFile = None,
@@ -159,11 +168,19 @@ def predict_command(
     """Predict how long a run takes on a device, stage by stage, and what bounds it."""
     from modelmeter.api import load
     from modelmeter.devices import find_device
+    from modelmeter.parallel import Parallel
     from modelmeter.predict import Settings, predict
     from modelmeter.report.prediction import FORMATS
 
-    settings = Settings(device=find_device(device), engine=engine, attention=attention, price_per_gpu_hour=price)
-    loaded = load(model, *(overrides or []))
+    loaded = load(model, *(overrides or []), *([] if gpus is None else [f"gpus={gpus}"]))
+    settings = Settings(
+        device=find_device(device),
+        engine=engine,
+        attention=attention,
+        price_per_gpu_hour=price,
+        gpus=loaded.config["gpus"],
+        parallel=None if parallel is None else Parallel.parse(parallel),
+    )
     prediction = predict(loaded, loaded.plan(loaded.workload(workload)), settings)
     return Answer(FORMATS[format.value](prediction), output)
 

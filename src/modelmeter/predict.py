@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import isfinite
 
 from modelmeter.api import Model
 from modelmeter.devices import PRECISIONS, Device
-from modelmeter.engine import ENGINES, elementwise_bytes, fuses, host_seconds, under_engine
+from modelmeter.engine import ENGINES, under_engine
 from modelmeter.errors import InputError, choice
-from modelmeter.estimate import Estimate, StageRun
-from modelmeter.nn import Body
-from modelmeter.policy import Policy
+from modelmeter.estimate import Estimate
+from modelmeter.footprint import Memory
+from modelmeter.parallel import ALONE, Parallel, check_layout, default_layout, over_pcie, rank_memory
+from modelmeter.policy import INTEGERS, Policy
 from modelmeter.rates import Constants, Sustained, constants, entries, sustained
-from modelmeter.roofline import Rates, Seconds, Work, own_works, seconds
+from modelmeter.roofline import Rates, Seconds
+from modelmeter.spending import Circumstances, node_seconds, stage_seconds
 from modelmeter.stage import Plan
-
-#: What is spent neither in kernels nor in launches.
-HOST_LINK, HOST = "host_link", "host"
-#: Calls of a stage that cost time beside their kernels.
-CALL_SECONDS: Mapping[str, str] = {"text_encoder": "text_encoder_call_s", "image_encoder": "image_encoder_call_s"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +29,8 @@ class Settings:
         engine: one of :data:`ENGINES`.
         attention: kernel; the device's usual one without it.
         price_per_gpu_hour: for the cost, in any currency.
+        gpus: devices that run; ``gpus=`` of the model's configuration, where it is set, is the same.
+        parallel: how they divide the work; the usual layout of the implementation without it.
         constants: of the device's rates; the fitted ones of ``rates.yaml`` unless others are given.
 
     Raises:
@@ -42,6 +41,8 @@ class Settings:
     engine: str = "eager"
     attention: str | None = None
     price_per_gpu_hour: float | None = None
+    gpus: int = 1
+    parallel: Parallel | None = None
     constants: Constants = field(default_factory=constants)
 
     def __post_init__(self) -> None:
@@ -50,6 +51,9 @@ class Settings:
         price = self.price_per_gpu_hour
         if price is not None and not (isfinite(price) and price > 0):
             raise InputError("price", price, "a decimal number above 0")
+        low, high = INTEGERS["gpus"]
+        if isinstance(self.gpus, bool) or not isinstance(self.gpus, int) or not low <= self.gpus <= high:
+            raise InputError("gpus", self.gpus, f"an integer from {low} to {high}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,7 +114,8 @@ class Prediction:
     """Seconds of a run on a device, with the range in which measurements should lie.
 
     Args:
-        estimate: FLOPs and memory of the run under the same engine.
+        layout: of the devices that run.
+        estimate: FLOPs of the run under the same engine, and its memory on a single device.
         half_width: relative half-width of the range.
     """
 
@@ -118,6 +123,7 @@ class Prediction:
     plan: Plan
     settings: Settings
     attention: str
+    layout: Parallel
     stages: tuple[StagePrediction, ...]
     rates: Rates
     origins: Mapping[str, str]
@@ -141,42 +147,54 @@ class Prediction:
         """FLOPs of the run."""
         return self.estimate.flops
 
+    @cached_property
+    def memory(self) -> Memory:
+        """Bytes on each of the devices."""
+        return self.estimate.memory if self.layout == ALONE else rank_memory(self.estimate, self.layout)
+
     @property
     def peak_bytes(self) -> int:
-        """The most memory on the device at any time, before what the driver and the allocator take."""
-        return self.estimate.memory.peak_bytes
+        """The most memory on one device at any time, before what the driver and the allocator take."""
+        return self.memory.peak_bytes
 
     @cached_property
     def nodes(self) -> tuple[NodePrediction, ...]:
         """Every module that is called, parents before children, with the seconds of its kernels.
 
-        What an engine that fuses moves beside products and attention belongs to no module, and is left out.
+        What an engine that fuses moves beside products and attention, and what devices send one another, belongs to
+        no module, and is left out.
         """
-        return tuple(node for run in self.estimate.runs for node in _nodes(run, self.rates, self.settings.engine))
+        under = _circumstances(self.settings, self.rates, self.layout)
+        return tuple(
+            NodePrediction(id=run.stage.path(path), depth=depth, flops=flops, seconds_by=by)
+            for run in self.estimate.runs
+            for path, depth, flops, by in node_seconds(run, under)
+        )
 
     @property
     def utilisation(self) -> float:
-        """FLOPs per second, as a part of the bf16 peak of the datasheet."""
-        return self.flops / self.seconds / self.settings.device.peak_flops["bf16"]
+        """FLOPs per second, as a part of the bf16 peak of the datasheet of all devices."""
+        return self.flops / self.seconds / (self.settings.gpus * self.settings.device.peak_flops["bf16"])
 
     @property
     def energy_joules(self) -> float | None:
-        """At the power limit of the device."""
+        """At the power limit of the devices, each for the whole run."""
         watts = self.settings.device.tdp_watts
-        return None if watts is None else watts * self.seconds
+        return None if watts is None else self.settings.gpus * watts * self.seconds
 
     @property
     def cost(self) -> float | None:
         """In the currency of the price per GPU-hour."""
         price = self.settings.price_per_gpu_hour
-        return None if price is None else price * self.seconds / 3600
+        return None if price is None else self.settings.gpus * price * self.seconds / 3600
 
 
 def predict(model: Model, plan: Plan, settings: Settings) -> Prediction:
     """Seconds of a plan on a device.
 
     Raises:
-        InputError: an engine that the model has no count for, or a device that lacks what it needs.
+        InputError: an engine that the model has no count for, a device that lacks what it needs, or a layout that
+            cannot run.
 
     Example:
         >>> import modelmeter as mm
@@ -190,77 +208,49 @@ def predict(model: Model, plan: Plan, settings: Settings) -> Prediction:
     running = under_engine(model, settings.engine)
     if running is not model:
         plan = running.plan(plan.workload)
+    layout = _layout(running, plan, settings)
     found = sustained(settings.device, settings.attention, settings.constants)
     estimate = running.estimated(plan)
-    stages = tuple(_stage(running, run, settings, found.rates) for run in estimate.runs)
+    under = _circumstances(settings, found.rates, layout)
+    stages = tuple(
+        StagePrediction(id=run.stage.id, flops=run.flops, seconds_by=stage_seconds(running, run, under))
+        for run in estimate.runs
+    )
     half_width, warnings = _knowledge(settings, found)
     return Prediction(
         model=model.id,
         plan=plan,
         settings=settings,
         attention=found.attention,
+        layout=layout,
         stages=stages,
         rates=found.rates,
         origins=found.origins,
         estimate=estimate,
         half_width=half_width,
-        assumptions=_assumptions(running, settings, found),
+        assumptions=_assumptions(running, settings, found, layout),
         warnings=(*plan.warnings, *warnings),
     )
 
 
-def _products(works: Mapping[Work, int]) -> Mapping[Work, int]:
-    return {work: count for work, count in works.items() if work.resource is not None}
+def _layout(model: Model, plan: Plan, settings: Settings) -> Parallel:
+    """The layout that is asked for, or the usual one.
+
+    Raises:
+        InputError: one that cannot run, or another number of devices than the model is configured for.
+    """
+    if model.config["gpus"] not in (1, settings.gpus):
+        raise InputError("gpus", settings.gpus, f"{model.config['gpus']}, as the model is configured")
+    guided = plan.workload.guidance_passes == 2
+    layout = settings.parallel or default_layout(settings.gpus, model, settings.engine, guided=guided)
+    check_layout(layout, settings.gpus, model, plan, settings.device)
+    return layout
 
 
-def _nodes(run: StageRun, rates: Rates, engine: str) -> Iterator[NodePrediction]:
-    spent: dict[str, dict[str, float]] = {}
-    flops: dict[str, int] = {}
-    called: set[str] = set()
-    for forward, times, form in run.forwards:
-        known: dict[Body, Seconds] = {}
-        for path, count in form.module_flops(forward.dims).items():
-            flops[path] = flops.get(path, 0) + times * count
-        for node in form.nodes:
-            own = spent.setdefault(node.path, {})
-            for body in node.bodies:
-                called.add(node.path)
-                if body not in known:
-                    works = own_works(body)
-                    known[body] = seconds(_products(works) if fuses(run, engine) else works, forward.dims, rates)
-                for resource, single in known[body].items():
-                    own[resource] = own.get(resource, 0.0) + times * single
-    for path in reversed(spent):  # children come after their parents
-        if path:
-            above = spent[path.rpartition(".")[0]]
-            for resource, single in spent[path].items():
-                above[resource] = above.get(resource, 0.0) + single
-    for path, by in spent.items():
-        if path in called:
-            depth = path.count(".") + 1 if path else 0
-            yield NodePrediction(id=run.stage.path(path), depth=depth, flops=flops[path], seconds_by=by)
-
-
-def _stage(model: Model, run: StageRun, settings: Settings, rates: Rates) -> StagePrediction:
-    total: dict[str, float] = {}
-    for forward, times, form in run.forwards:
-        works, extra = form.works, 0.0
-        if fuses(run, settings.engine):
-            works = _products(works)
-            extra = elementwise_bytes(model, forward.dims, settings.engine) / rates.bandwidth
-        for resource, spent in seconds(works, forward.dims, rates).items():
-            total[resource] = total.get(resource, 0.0) + times * spent
-        if extra:
-            total["memory"] = total.get("memory", 0.0) + times * extra
-    on_cpu = run.stage.id == "text_encoder" and model.config["text_encoder_device"] == "cpu"
-    if on_cpu:
-        total = {HOST: run.calls * settings.constants["text_encoder_on_cpu_call_s"]}
-    elif run.stage.id in CALL_SECONDS:
-        total[HOST] = run.calls * settings.constants[CALL_SECONDS[run.stage.id]]
-    moved = 0.0 if on_cpu else host_seconds(model, run, settings.device, settings.constants, sum(total.values()))
-    if moved:
-        total[HOST_LINK] = moved
-    return StagePrediction(id=run.stage.id, flops=run.flops, seconds_by=total)
+def _circumstances(settings: Settings, rates: Rates, layout: Parallel) -> Circumstances:
+    return Circumstances(
+        device=settings.device, engine=settings.engine, rates=rates, constants=settings.constants, layout=layout
+    )
 
 
 def _check_precision(model: Model, device: Device) -> None:
@@ -284,16 +274,23 @@ def _knowledge(settings: Settings, found: Sustained) -> tuple[float, tuple[str, 
         reasons.append((widths["kernel_unknown"], f"attention={found.attention}: not named, the usual kernel"))
     if device.name not in entries()["validated_devices"]:
         reasons.append((widths["estimated"], f"{device.name}: no published run was held against the predictions"))
+    if settings.gpus > 1:
+        known = (
+            "known from runs on RTX 4090 alone" if over_pcie(device) else "one part of the datasheet for all devices"
+        )
+        reasons.append((widths["several_gpus"], f"gpus={settings.gpus}: the rate of the links is {known}"))
     if settings.engine != "eager":
         reasons.append((widths["estimated"], f"engine={settings.engine}: its elementwise traffic is assumed"))
     reasons += [(widths["kernel_unknown"], text) for text in found.estimated]
     return max([widths["known"], *(width for width, _ in reasons)]), tuple(text for _, text in reasons)
 
 
-def _assumptions(model: Model, settings: Settings, found: Sustained) -> tuple[str, ...]:
+def _assumptions(model: Model, settings: Settings, found: Sustained, layout: Parallel) -> tuple[str, ...]:
     policy = Policy.of(model.config)
+    several = () if layout == ALONE else (f"{settings.gpus} devices, {layout}; encoders and VAE run on one of them",)
     return (
         f"{policy.implementation} implementation, engine {settings.engine}, attention {found.attention}",
         f"weights {policy.precision}, VAE {policy.vae_precision}, offload {policy.offload}",
+        *several,
         "kernels of one stream run one after another; weights are loaded before the first stage",
     )

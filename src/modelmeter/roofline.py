@@ -43,6 +43,19 @@ class Rates:
     score_bytes: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """What one of several ranks runs of a kernel: a part of what depends on the tokens, and all of the rest.
+
+    Args:
+        part: tokens of the rank over all tokens.
+        rest: sizes of the forward without any token, at which a closed form gives what every rank repeats.
+    """
+
+    part: float
+    rest: Mapping[str, int]
+
+
 def own_works(body: Body) -> Mapping[Work, int]:
     """The kernels that a module runs itself, equal ones counted.
 
@@ -77,8 +90,11 @@ def _work(op: Op) -> Work:
     return Work(f"{op.kind}:{weight.dtype.name}", op.flops, moved, scores)
 
 
-def kernel_seconds(work: Work, dims: Mapping[str, int], rates: Rates) -> tuple[str, float]:
+def kernel_seconds(work: Work, dims: Mapping[str, int], rates: Rates, shard: Shard | None = None) -> tuple[str, float]:
     """What bounds a kernel, and its seconds: the longest of arithmetic, traffic and launch.
+
+    Args:
+        shard: the part that one of several ranks runs.
 
     Raises:
         ValueError: a kernel whose rate is not known.
@@ -88,20 +104,31 @@ def kernel_seconds(work: Work, dims: Mapping[str, int], rates: Rates) -> tuple[s
         >>> kernel_seconds(Work("linear:bfloat16", 2_000_000_000, 1000, 0), {}, rates)
         ('linear:bfloat16', 0.002)
     """
-    traffic = evaluate(work.bytes_moved, dims) / rates.bandwidth
+    traffic = _of_rank(work.bytes_moved, dims, shard) / rates.bandwidth
     bound, seconds = ("memory", traffic) if traffic >= rates.launch_seconds else ("launches", rates.launch_seconds)
     if work.resource is None:
         return bound, seconds
     if work.resource not in rates.compute:
         raise ValueError(f"no rate for {work.resource}")
-    compute = evaluate(work.flops, dims) / rates.compute[work.resource]
+    compute = _of_rank(work.flops, dims, shard) / rates.compute[work.resource]
     if rates.score_bytes and work.scores != 0:
-        compute += rates.score_bytes * evaluate(work.scores, dims) / rates.bandwidth
+        compute += rates.score_bytes * _of_rank(work.scores, dims, shard) / rates.bandwidth
     return (work.resource, compute) if compute >= seconds else (bound, seconds)
 
 
-def seconds(works: Mapping[Work, int], dims: Mapping[str, int], rates: Rates) -> Seconds:
+def _of_rank(form: Dim, dims: Mapping[str, int], shard: Shard | None) -> float:
+    whole = evaluate(form, dims)
+    if shard is None:
+        return whole
+    rest = evaluate(form, shard.rest)
+    return rest + shard.part * (whole - rest)
+
+
+def seconds(works: Mapping[Work, int], dims: Mapping[str, int], rates: Rates, shard: Shard | None = None) -> Seconds:
     """Seconds of kernels that run one after another, by what bounds them.
+
+    Args:
+        shard: the part of every kernel that one of several ranks runs.
 
     Example:
         >>> rates = Rates(compute={"linear:bfloat16": 1e12}, bandwidth=1e9, launch_seconds=1e-6)
@@ -110,6 +137,6 @@ def seconds(works: Mapping[Work, int], dims: Mapping[str, int], rates: Rates) ->
     """
     result: dict[str, float] = {}
     for work, count in works.items():
-        bound, single = kernel_seconds(work, dims, rates)
+        bound, single = kernel_seconds(work, dims, rates, shard)
         result[bound] = result.get(bound, 0.0) + count * single
     return result

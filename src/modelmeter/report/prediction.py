@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from typing import Any
 
 from rich.console import Group
@@ -39,6 +40,8 @@ def document(prediction: Prediction) -> dict[str, Any]:
         "device": prediction.settings.device.name,
         "engine": prediction.settings.engine,
         "attention": prediction.attention,
+        "gpus": prediction.settings.gpus,
+        "parallel": asdict(prediction.layout),
         "predicted_seconds": prediction.seconds,
         "range": list(prediction.range),
         "flops": prediction.flops,
@@ -86,7 +89,8 @@ def as_table(prediction: Prediction) -> Output:
 def headline(prediction: Prediction) -> list[str]:
     """The answer, and what it means in FLOP/s, energy and money."""
     low, high = prediction.range
-    video, device = prediction.plan.workload, prediction.settings.device.name
+    video, gpus = prediction.plan.workload, prediction.settings.gpus
+    device = f"{gpus} x {prediction.settings.device.name}" if gpus > 1 else prediction.settings.device.name
     said = [f"{100 * prediction.utilisation:.1f} % of the bf16 peak"]
     if prediction.energy_joules is not None:
         said.append(f"{prediction.energy_joules / 3600:.1f} Wh at the power limit")
@@ -101,7 +105,7 @@ def headline(prediction: Prediction) -> list[str]:
         f"{video.num_frames} frames of {video.height}x{video.width}, batch {video.batch_size}, "
         f"{video.num_inference_steps} steps, guidance {video.guidance_scale:g}",
         f"{scaled(prediction.flops, 'FLOP')}; {'; '.join(said)}",
-        f"peak memory {peak / 2**30:.2f} GiB{fits}",
+        f"peak memory{' on each device' if gpus > 1 else ''} {peak / 2**30:.2f} GiB{fits}",
     ]
 
 
