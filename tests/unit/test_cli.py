@@ -261,9 +261,13 @@ def test_lists_name_every_model_and_preset(capsys: pytest.CaptureFixture[str]) -
     listing = capsys.readouterr().out
     for preset in ("wan2-1-ci-tiny", "wan2-1-512p", "wan2-1-720p", "official-480p", "official-720p"):
         assert preset in listing
+    assert run("list", "workloads", "--format", "json") == 0
+    presets = json.loads(capsys.readouterr().out)
+    (clips,) = [row for row in presets if row["model"] == "wan2.2-s2v-14b" and row["workload"] == "official-720p"]
+    assert (clips["frames"], clips["clips"], clips["references"]) == (80, 1, "")
 
 
-@pytest.mark.parametrize("command", ["list", "report", "verify"])
+@pytest.mark.parametrize("command", ["list", "report", "predict", "fit", "verify"])
 def test_every_command_has_help_with_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     """The help of every command ends with an example."""
     assert run(command, "--help") == 0

@@ -16,7 +16,21 @@ from modelmeter.report.output import Output
 MODEL_COLUMNS = ("id", "title", "aliases")
 VERBOSE_COLUMNS = (*MODEL_COLUMNS, "source", "components", "params", "default_workload", "vendor_defaults")
 DEVICE_COLUMNS = ("device", "aliases", "memory_gib", "bandwidth_tb_s", "bf16_tflops", "fp8_tflops", "verified")
-WORKLOAD_COLUMNS = ("workload", "model", "batch", "frames", "height", "width", "steps", "text", "guidance", "shift")
+#: Keys of a workload by the heads of their columns; what a model has no value for stays empty.
+WORKLOAD_KEYS = {
+    "batch": "batch_size",
+    "frames": "num_frames",
+    "height": "height",
+    "width": "width",
+    "steps": "num_inference_steps",
+    "text": "text_len",
+    "guidance": "guidance_scale",
+    "shift": "flow_shift",
+    "clips": "num_clips",
+    "references": "num_reference_images",
+    "task": "task",
+}
+WORKLOAD_COLUMNS = ("workload", "model", *WORKLOAD_KEYS)
 
 
 def list_models(format: str) -> Output:
@@ -45,8 +59,9 @@ def list_workloads(format: str) -> Output:
     for entry in registry():
         model = load(entry.id)
         for name in model.presets:
-            values = tuple(model.workload(name).values.values())
-            found.setdefault((name, *values), []).append(entry.id)
+            values = model.workload(name).values
+            shown = tuple(values.get(key, "") for key in WORKLOAD_KEYS.values())
+            found.setdefault((name, *shown), []).append(entry.id)
     everywhere = len(registry())
     rows = [
         (name, "all" if len(models) == everywhere else " ".join(models), *values)
