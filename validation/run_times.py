@@ -21,7 +21,7 @@ HERE = Path(__file__).parent
 #: Constants that leave-one-source-out refits: what Wan runs decided.
 FREE = tuple(
     name
-    for name in constants()
+    for name in constants("published")
     if name.startswith(("linear", "fa2", "fa3", "cudnn", "sage2", "rocm")) and name != "linear_of_peak"
 )
 #: Stages that a row covers; a run covers all.
@@ -108,9 +108,16 @@ def errors(chosen: Sequence[Row], values: Constants, **changes: Any) -> dict[str
     return {row.id: sum(predicted(row, values, **changes)[1].values()) / row.seconds - 1 for row in chosen}
 
 
+def without_wan() -> Constants:
+    """The published constants, the convolutions of the VAE at the rate of matrix products: no Wan run decides any."""
+    values = constants("published")
+    part = {"conv_of_datasheet_peak": values["linear_of_datasheet_peak"], "conv_at_most_tflops": float("inf")}
+    return {**values, **part}
+
+
 def refitted(training: Sequence[Row]) -> Constants:
     """Constants fitted to some rows, from where no Wan run was used."""
-    start = {**constants(), **constants("published")}
+    start = constants("published")
     observations = []
     for row in training:
         spent = predicted(row, start)[1]
